@@ -1,0 +1,60 @@
+"""Tensors on disk by the hash of what they were computed from. Losing the cache costs time and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """EFFACE_CACHE, or efface/ in the user's cache folder."""
+    if home := os.environ.get("EFFACE_CACHE"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "efface"
+
+
+def digest(*parts: str | Tensor) -> str:
+    """SHA-256 over texts and tensors (dtype, shape and bytes), as 64 hex digits."""
+    import torch
+
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            sha.update(f"{len(part)}:{part}".encode())
+        else:
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1).data)
+    return sha.hexdigest()
+
+
+def cached(kind: str, key: Iterable[str], make: Callable[[], Tensor]) -> Tensor:
+    """The tensor that `make()` gives, from disk where the same key was asked for before."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = folder() / kind / f"{digest(*key)}.safetensors"
+    try:
+        return load_file(path)["tensor"]
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, KeyError) as error:
+        log.warning("cache file %s cannot be read (%s): computing it again", path, error)
+    tensor = make().contiguous()
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tensor": tensor}, part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        log.warning("not cached in %s: %s", path.parent, error)
+    return tensor
