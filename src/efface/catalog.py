@@ -58,9 +58,7 @@ def info(family: str, name: str) -> Info:
     if name not in names(family):
         raise UnknownName(f"{family} method", name, names(family))
     tree = ast.parse(Path(__file__).parent.joinpath(family, f"{name}.py").read_text(encoding="utf-8"))
-    node = next(
-        n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == name.replace("_", "")
-    )
+    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == name.replace("_", ""))
     doc = ast.get_docstring(node) or ""
     facts, fields = _read(node)
     if family == "erase":

@@ -1,0 +1,109 @@
+"""From words to ids to states through any text encoder, with ids or with embeddings in place of words.
+
+Legend: B prompts, L tokens (the window, 77 for CLIP), D width of a token embedding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from efface.errors import BadInput
+
+Padding = Literal["max_length", "longest"]
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], padding: Padding = "max_length") -> tuple[Tensor, Tensor]:
+    """Ids (B, L) and attention mask (B, L); warns with the words that do not fit into the window."""
+    for prompt in prompts:
+        if words := cut_words(tokenizer, prompt):
+            warnings.warn(
+                f'the encoder reads {tokenizer.model_max_length} tokens: "{words}" is cut from "{prompt[:40]}..."',
+                stacklevel=2,
+            )
+    window = tokenizer.model_max_length
+    out = tokenizer(list(prompts), padding=padding, max_length=window, truncation=True, return_tensors="pt")
+    return out.input_ids, out.attention_mask
+
+
+def cut_words(tokenizer: Any, prompt: str) -> str:
+    """The words at the end of the prompt that the encoder's window cannot hold; empty if all fit."""
+    if len(prompt) < tokenizer.model_max_length - 1:  # a token is at least one character, two are the markers
+        return ""
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    special = len(ids) - len(tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids)
+    room = tokenizer.model_max_length - special
+    body = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer.decode(body[room:]).strip()
+
+
+def last_piece(mask: Tensor) -> Tensor:
+    """Index (B,) of the last word-piece before the end marker; 0, the begin-of-text row, for an empty prompt."""
+    return mask.sum(dim=1) - 2
+
+
+def survivors(tokenizer: Any) -> Tensor:
+    """Ids (n,) that come back as themselves when written as text: only these can be typed by a person."""
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(len(tokenizer)) if i not in special]
+    again = tokenizer(tokenizer.batch_decode([[i] for i in ids]), add_special_tokens=False).input_ids
+    return torch.tensor([i for i, back in zip(ids, again, strict=True) if back == [i]])
+
+
+def encode(encoder: nn.Module, ids: Tensor, mask: Tensor | None = None, embeddings: Tensor | None = None) -> Any:
+    """Run a transformers text encoder on ids (B, L); `embeddings` (B, L, D) replace what the ids look up.
+
+    The ids still say where the end marker is, which pooled states need. Gradients flow into `embeddings`.
+    """
+    device = next(encoder.parameters()).device
+    mask = None if mask is None else mask.to(device)
+    if embeddings is None:
+        return encoder(ids.to(device), attention_mask=mask)
+    with _looked_up(encoder, embeddings.to(device)):
+        return encoder(ids.to(device), attention_mask=mask)
+
+
+def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Ids (1, L) and embeddings (1, L, D) of a prompt in which the words of `tokens` stand for embeddings (n, D)."""
+    table = encoder.get_input_embeddings()
+    width = table.weight.shape[1]
+    filler = tokenizer("a", add_special_tokens=False).input_ids[0]  # any id that is not the end marker
+    ids: list[int] = []
+    places: list[tuple[int, Tensor]] = []
+    for word in text.split(" "):
+        if word not in tokens:
+            ids += tokenizer(word, add_special_tokens=False).input_ids
+            continue
+        rows = tokens[word]  # (n, D)
+        if rows.dim() != 2 or rows.shape[1] != width:
+            raise BadInput(f'embedding "{word}" has shape {tuple(rows.shape)}, the encoder needs (n, {width})')
+        places += [(len(ids) + i, row) for i, row in enumerate(rows)]
+        ids += [filler] * len(rows)
+    missing = [word for word in tokens if word not in text.split(" ")]
+    if missing:
+        raise BadInput(f'the prompt "{text}" does not hold the placeholder {missing[0]}')
+    room = tokenizer.model_max_length - 2
+    if len(ids) > room:
+        raise BadInput(f'"{text}" needs {len(ids)} tokens, the encoder has room for {room}')
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    full = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] + [pad] * (room - len(ids))
+    every = torch.tensor([full])  # (1, L)
+    embeddings = table(every.to(table.weight.device)).clone()  # (1, L, D)
+    for index, row in places:
+        embeddings[0, 1 + index] = row.to(embeddings)
+    return every, embeddings
+
+
+@contextmanager
+def _looked_up(encoder: Any, embeddings: Tensor) -> Iterator[None]:
+    """Inside: the encoder's embedding table answers with `embeddings` whatever it is asked."""
+    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+    try:
+        yield
+    finally:
+        handle.remove()
