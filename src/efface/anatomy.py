@@ -125,6 +125,11 @@ def denoise(pipe: Pipe, latents: Tensor, timestep: Tensor | int, text: Text) -> 
     return denoiser(pipe)(latents, timestep, encoder_hidden_states=text.states).sample
 
 
+def arguments(text: Text, negative: Text) -> dict[str, Tensor]:
+    """The arguments of a pipeline's call that give it texts already encoded."""
+    return {"prompt_embeds": text.states, "negative_prompt_embeds": negative.states}
+
+
 def place(pipe: Pipe, path: str) -> tuple[nn.Module, str]:
     """The module and the attribute name that a parameter path like `unet.mid_block...to_k.weight` means."""
     part, _, rest = path.partition(".")

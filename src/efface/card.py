@@ -1,4 +1,4 @@
-"""Read what a safetensors file says about itself (its header), with the standard library only: `show` needs no torch."""
+"""Read what a patch file says about itself, with the standard library only: `efface show` needs no torch."""
 
 from __future__ import annotations
 

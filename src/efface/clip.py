@@ -1,0 +1,82 @@
+"""CLIP: texts and pictures as unit vectors in one space. One place for all that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from efface import models
+from efface.errors import DoesNotFit, EffaceError
+from efface.tokens import tokenize
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipe
+    from PIL.Image import Image
+
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Both halves of a CLIP. N items, D the width of the shared space."""
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+
+    @staticmethod
+    def load(source: str | Path | Pipe = "picto/clip", device: str = "cpu") -> Clip:
+        """A CLIP from a folder, a hub id, "picto/clip", or the one that lies beside a pipeline's own parts."""
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+        if not isinstance(source, (str, Path)):
+            folder = Path(str(source.name_or_path)) / "clip"
+            if not folder.is_dir():
+                raise DoesNotFit(
+                    f"{type(source).__name__} has no CLIP with both halves (no {folder}): give a folder or id"
+                )
+            source = folder
+        where = models.locate(str(source))
+        try:
+            model = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil")
+        except (OSError, ValueError) as error:
+            raise EffaceError(f"{source}: no CLIP could be loaded: {str(error).splitlines()[0]}") from error
+        return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
+
+    @property
+    def scale(self) -> float:
+        """The trained factor of similarities before a softmax."""
+        return float(self.model.logit_scale.exp())
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Unit rows (N, D) of prompts; words beyond the window are cut, with a warning that names them."""
+        rows = []
+        for start in range(0, len(prompts), BATCH):
+            ids, mask = tokenize(self.tokenizer, prompts[start : start + BATCH])
+            out = self.model.text_model(ids.to(self.model.device), attention_mask=mask.to(self.model.device))
+            rows.append(self.model.text_projection(out.pooler_output))
+        return self._unit(rows)
+
+    @torch.no_grad()
+    def image(self, pictures: Sequence[Image]) -> Tensor:
+        """Unit rows (N, D) of pictures."""
+        rows = []
+        for start in range(0, len(pictures), BATCH):
+            batch = [picture.convert("RGB") for picture in pictures[start : start + BATCH]]
+            pixels = self.processor(batch, return_tensors="pt").pixel_values
+            out = self.model.vision_model(pixels.to(self.model.device))
+            rows.append(self.model.visual_projection(out.pooler_output))
+        return self._unit(rows)
+
+    def _unit(self, rows: list[Tensor]) -> Tensor:
+        if not rows:
+            return torch.zeros(0, self.model.config.projection_dim)
+        return torch.nn.functional.normalize(torch.cat(rows), dim=-1)

@@ -1,0 +1,57 @@
+"""Blocklist: phrases that a prompt must not hold. The guard everyone has, and the baseline for the others."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from efface.core import Detector
+from efface.errors import BadInput
+from efface.picto import world
+
+
+@dataclass(frozen=True)
+class Blocklist(Detector):
+    """1 for each phrase that stands in the prompt as whole words, else 0; microseconds.
+
+    Case, accents, width, invisible characters and punctuation do not matter: "Ci\u200bgarette!" is found.
+    Synonyms, misspellings and descriptions that are not listed pass: it stops words, not meanings.
+    """
+
+    reads: ClassVar[Literal["text", "image"]] = "text"
+    fitted: ClassVar[float | None] = 0.5  # type: ignore[misc]  # scores are 0 or 1
+
+    phrases: tuple[str, ...] = tuple(phrase for name in world.SENSITIVE for phrase in (name, *world.find(name).known))
+    """What to look for; by default picto's sensitive objects with their known synonyms."""
+    file: str = ""
+    """Text file with one phrase a line, used in place of `phrases`; # starts a comment."""
+
+    def __post_init__(self) -> None:
+        if not self._listed():
+            raise BadInput("a blocklist needs at least one phrase, got none")
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        """Each phrase's score for each prompt."""
+        patterns = {phrase: re.compile(rf"\b{re.escape(plain(phrase))}\b") for phrase in self._listed()}
+        prompts = [plain(str(item)) for item in items]
+        return [{phrase: float(bool(p.search(prompt))) for phrase, p in patterns.items()} for prompt in prompts]
+
+    def _listed(self) -> tuple[str, ...]:
+        lines: Sequence[str] = self.phrases
+        if self.file:
+            try:
+                lines = Path(self.file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadInput(f"blocklist file {self.file} cannot be read: {error}") from error
+        return tuple(p for p in (line.partition("#")[0].strip() for line in lines) if plain(p))
+
+
+def plain(text: str) -> str:
+    """Lower case, compatibility forms and accents folded, invisible characters gone, punctuation as single spaces."""
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    seen = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Me"))
+    return re.sub(r"[\W_]+", " ", seen).strip()

@@ -1,0 +1,69 @@
+"""Classifier: any Hugging Face image classifier as a detector. picto's tagger and judge are such folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from efface import models
+from efface.core import Detector
+from efface.errors import EffaceError, UnknownName
+from efface.picto import world
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Classifier(Detector):
+    """Probability of each label in a picture, by an image-classification network; milliseconds a picture.
+
+    Sigmoid for a multi-label network (problem_type "multi_label_classification"), softmax for any other.
+    """
+
+    reads: ClassVar[Literal["text", "image"]] = "image"
+
+    model: str = "picto/tagger"
+    """"picto/tagger", "picto/judge", a folder, or a hub id."""
+    labels: tuple[str, ...] = world.SENSITIVE
+    """Labels that count; by default picto's sensitive objects."""
+    device: str = "cpu"
+    """Where the network runs."""
+
+    @property
+    def fitted(self) -> float | None:  # type: ignore[override]
+        """0.5 for picto's networks, fixed before any method was run; none for others."""
+        return 0.5 if self.model in models.BUNDLED else None
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        """Each label's probability for each picture (PIL)."""
+        network, processor, at = self._parts
+        found: list[Mapping[str, float]] = []
+        for start in range(0, len(items), BATCH):
+            batch = [picture.convert("RGB") for picture in items[start : start + BATCH]]
+            pixels = processor(batch, return_tensors="pt").pixel_values
+            with torch.no_grad():
+                logits = network(pixels.to(self.device)).logits.float()  # (B, labels)
+            several = network.config.problem_type == "multi_label_classification"
+            probabilities = logits.sigmoid() if several else logits.softmax(dim=-1)
+            found += [{label: row[i] for label, i in at.items()} for row in probabilities.tolist()]
+        return found
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Mapping[str, int]]:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        where = models.locate(self.model)
+        try:
+            network = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil")
+        except (OSError, ValueError) as error:
+            raise EffaceError(f"{self.model}: no classifier could be loaded: {str(error).splitlines()[0]}") from error
+        known: Mapping[str, int] = network.config.label2id
+        for label in self.labels:
+            if label not in known:
+                raise UnknownName(f"label of {self.model}", label, known)
+        return network.eval().requires_grad_(False).to(self.device), processor, {x: known[x] for x in self.labels}

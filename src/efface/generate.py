@@ -1,0 +1,159 @@
+"""Protected: a pipeline with its defenses, and the one way to make pictures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import ImageFilter
+from torch import Tensor
+
+from efface import anatomy
+from efface.anatomy import Text
+from efface.core import Defense, Request, Sample, Soft, Verdict
+from efface.errors import BadInput, UnknownName
+from efface.progress import track
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipe
+    from PIL.Image import Image
+
+OURS = frozenset({
+    "self", "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "generator", "output_type",
+    "return_dict", "num_images_per_prompt", "latents",
+})  # fmt: skip
+"""Arguments of a pipeline call that Protected gives itself."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A pipeline with a list of defenses. What users call and attackers attack; without defenses, the stock model."""
+
+    pipe: Pipe
+    defenses: tuple[Defense, ...] = ()
+    batch_size: int = 8
+    """Pictures drawn at once. The same batches give the same bytes; other batches agree within 2/255."""
+
+    def __call__(self, requests: Sequence[Request | str], seed: int = 0, **settings: Any) -> list[Sample]:
+        """Draw a picture for each request, or say who refused it; plain prompt i is drawn with seed + i.
+
+        `settings`: arguments of the pipeline's call (num_inference_steps, guidance_scale, height, ...).
+        """
+        if isinstance(requests, str):
+            raise BadInput(f'requests must be a list, got the text "{requests[:40]}": write [prompt]')
+        wanted = [
+            Request(f"{i:04d}", r, seed + i, settings=settings)
+            if isinstance(r, str)
+            else replace(r, settings={**settings, **r.settings})
+            for i, r in enumerate(requests)
+        ]
+        self._check(wanted)
+        samples: dict[int, Sample] = {}
+        with self._defended():
+            for batch in track(self._batches(wanted), "drawing"):
+                drawn = self._batch([wanted[i] for i in batch])
+                samples |= dict(zip(batch, drawn, strict=True))
+        return [samples[i] for i in range(len(wanted))]
+
+    @contextmanager
+    def opened(self) -> Iterator[White]:
+        """Inside: the model with its patches and guidances on, for attacks that need gradients."""
+        with self._defended():
+            yield White(self.pipe)
+
+    @contextmanager
+    def _defended(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for defense in self.defenses:
+                stack.enter_context(defense.on(self.pipe))
+            yield
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        known = inspect.signature(self.pipe.__call__).parameters.keys() - OURS
+        for name in {name for request in requests for name in request.settings}:
+            if name not in known:
+                raise UnknownName(f"setting of {type(self.pipe).__name__}", name, known)
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Indices of requests with the same settings, in order, `batch_size` at a time."""
+        order = sorted(range(len(requests)), key=lambda i: repr(sorted(requests[i].settings.items())))
+        batches = []
+        for _, alike in groupby(order, key=lambda i: repr(sorted(requests[i].settings.items()))):
+            indices = list(alike)
+            batches += [indices[k : k + self.batch_size] for k in range(0, len(indices), self.batch_size)]
+        return batches
+
+    @torch.no_grad()
+    def _batch(self, requests: Sequence[Request]) -> list[Sample]:
+        text = self._encode([r.prompt for r in requests])
+        verdicts = self._verdicts([defense.screen(requests, text) for defense in self.defenses], len(requests))
+        draw = [i for i, found in enumerate(verdicts) if not _refused(found)]
+        images = self._draw([requests[i] for i in draw], text[torch.tensor(draw)]) if draw else []
+        pictures: dict[int, tuple[Image | None, tuple[Verdict, ...]]] = dict(zip(draw, images, strict=True))
+        samples = []
+        for i, (request, found) in enumerate(zip(requests, verdicts, strict=True)):
+            image, own = pictures.get(i, (None, ()))
+            samples.append(Sample(request, image, found + own))
+        after = self._verdicts([defense.inspect(samples) for defense in self.defenses], len(samples))
+        return [_judged(sample, sample.verdicts + found) for sample, found in zip(samples, after, strict=True)]
+
+    def _encode(self, prompts: Sequence[str | Soft]) -> Text:
+        """Each distinct prompt once; rows in the order of the prompts."""
+        distinct = list({id(p) if isinstance(p, Soft) else p: p for p in prompts}.values())
+        text = anatomy.encode(self.pipe, distinct)
+        at = {id(p) if isinstance(p, Soft) else p: i for i, p in enumerate(distinct)}
+        return text[torch.tensor([at[id(p) if isinstance(p, Soft) else p] for p in prompts])]
+
+    def _draw(self, requests: Sequence[Request], text: Text) -> list[tuple[Image | None, tuple[Verdict, ...]]]:
+        negative = self._encode([r.negative for r in requests])
+        # On the CPU whatever the device, so that a seed means the same noise everywhere.
+        generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
+        out: Any = self.pipe(  # type: ignore[operator]
+            **anatomy.arguments(text, negative), generator=generators, output_type="pil", **requests[0].settings
+        )
+        flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
+        # The pipeline's own safety checker stays on; where it fired it has painted the picture black: a block instead.
+        block = Verdict("pipeline's safety checker", False, 1.0, 0.5, "flagged", {"action": "refuse"})
+        return [(None, (block,)) if bad else (image, ()) for image, bad in zip(out.images, flagged, strict=True)]
+
+    def _verdicts(self, found: Sequence[list[Verdict]], count: int) -> list[tuple[Verdict, ...]]:
+        return [tuple(verdicts[i] for verdicts in found if verdicts) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class White:
+    """A model that is open to gradients, with its defenses on."""
+
+    pipe: Pipe
+
+    def encode(self, ids: Tensor, embeddings: Tensor | None = None) -> Text:
+        """Text states of ids (B, L), or of embeddings (B, L, D) in their place."""
+        return anatomy.encode_ids(self.pipe, ids, embeddings=embeddings)
+
+    def denoise(self, latents: Tensor, timestep: Tensor | int, text: Text) -> Tensor:
+        """The denoiser's prediction (B, C, h, w)."""
+        return anatomy.denoise(self.pipe, latents, timestep, text)
+
+
+def _refused(verdicts: Sequence[Verdict]) -> bool:
+    return any(not v.allowed and _action(v) == "refuse" for v in verdicts)
+
+
+def _action(verdict: Verdict) -> str:
+    note: Mapping[str, str] = verdict.note
+    return note.get("action", "refuse")
+
+
+def _judged(sample: Sample, verdicts: tuple[Verdict, ...]) -> Sample:
+    """The sample with its verdicts; without its picture where one refuses, with a blurred one where one blurs."""
+    image = sample.image
+    if image is not None and _refused(verdicts):
+        image = None
+    elif image is not None and any(not v.allowed for v in verdicts):
+        image = image.filter(ImageFilter.GaussianBlur(max(image.size) / 8))
+    return replace(sample, image=image, verdicts=verdicts)
