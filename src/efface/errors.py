@@ -30,4 +30,4 @@ class UnknownName(BadInput):
         names = sorted(known)
         near = get_close_matches(name, names, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
-        super().__init__(f'unknown {kind} "{name}": {meant}{"; " + hint if hint else ""}')
+        super().__init__(f'unknown {kind} "{name}" ({meant}){"; " + hint if hint else ""}')

@@ -39,7 +39,7 @@ class RECE(Eraser):
     epochs: int = 3
     """Rounds of deriving and erasing after the UCE start (nudity 3, unsafe 2, style and objects 1)."""
     reg: float = 0.1
-    """Ridge of the derivation: larger makes a smaller c', which changes the model less (0.1; style and hard objects 1e-3)."""
+    """Ridge of the derivation: larger makes c' smaller and the change milder (0.1; style and hard objects 1e-3)."""
     erase_scale: float = 1.0
     """Weight of the derived rows."""
     preserve_scale: float = 0.1

@@ -45,7 +45,7 @@ class UCE(Eraser):
     """Which token rows are edited: "tail", last word-piece to the end of the padding (code of 2023, the paper's
     results); "last", the last word-piece alone (code of 2025); "all", every row (as in RECE's step)."""
     technique: Literal["replace", "tensor"] = "replace"
-    """"replace" by the anchor (all published results), or "tensor": by the anchor less its component along the concept."""
+    """"replace" by the anchor (all published results); "tensor": by the anchor less its part along the concept."""
     erase_scale: float = 1.0
     """Weight of the erased rows (code of 2023 and 2025)."""
     preserve_scale: float | None = None

@@ -1,0 +1,1 @@
+"""Runs that make many pictures: the demo, their folders and their reports."""

@@ -1,0 +1,62 @@
+"""The folder of a run: every file is written under a temporary name and renamed, so that none is ever half there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import BadInput, EffaceError
+
+if TYPE_CHECKING:
+    from efface.core import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where a run keeps its pictures and texts."""
+
+    path: Path
+
+    @staticmethod
+    def new(path: Path) -> Folder:
+        """An empty folder; raises BadInput where something is already there, so that nothing is overwritten."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadInput(f"{path}: is not empty; give a new folder with --out")
+        return Folder(path)
+
+    @staticmethod
+    def again(path: Path, marker: str) -> Folder:
+        """A new folder, or one that an earlier run of the same kind left (it holds `marker`): written over."""
+        return Folder(path) if path.joinpath(marker).is_file() else Folder.new(path)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write one file, all or nothing."""
+        target = self.path / name
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise EffaceError(f"{target}: could not be written: {error.strerror or error}") from error
+        return target
+
+    def keep(self, sample: Sample, where: str = "samples") -> dict[str, Any]:
+        """Save a sample's picture, with prompt and seed in the PNG, and describe the sample as JSON can hold it."""
+        from PIL.PngImagePlugin import PngInfo
+
+        request, file = sample.request, None
+        if sample.image is not None:
+            info = PngInfo()
+            info.add_text("prompt", request.words)
+            info.add_text("seed", str(request.seed))
+            png = BytesIO()
+            sample.image.save(png, format="PNG", pnginfo=info)
+            file = self.write(f"{where}/{request.id}.png", png.getvalue()).relative_to(self.path).as_posix()
+        verdicts = [{**asdict(v), "score": None if isnan(v.score) else v.score} for v in sample.verdicts]
+        return {"id": request.id, "prompt": request.words, "seed": request.seed, "file": file, "verdicts": verdicts}

@@ -1,0 +1,73 @@
+"""`efface generate`: draw prompts with a model and its defenses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.cli import _options, _screen
+from efface.errors import BadInput
+
+
+def run(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")] = None,
+    patch: _options.Patches = None,
+    guide: _options.Guides = None,
+    guard: _options.Guards = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    seed: _options.Seed = 0,
+    out: _options.Folder = Path("pictures"),
+    model: _options.Model = "picto",
+    device: _options.Device = "cpu",
+    dtype: _options.Dtype = "float32",
+    as_json: _options.Json = False,
+) -> int:
+    """Draw prompts; prompt i with seed + i. Exits with 3 if a guard refused any."""
+    wanted = [*(prompts or ()), *_lines(file)]
+    if not wanted:
+        raise BadInput("no prompts: give at least one, or a file that holds some (--prompts)")
+    if any(not prompt.strip() for prompt in prompts or ()):
+        raise BadInput("an empty prompt was given: write what to draw")
+    defenses = _options.defenses(patch, guide, guard)
+    pipe = _options.pipeline(model, device, dtype)
+    from efface.bench import store
+    from efface.core import Request
+    from efface.generate import Protected
+
+    run = store.Folder.new(out)
+    requests = [Request(f"{i:04d}", prompt, seed + i, negative) for i, prompt in enumerate(wanted)]
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    samples = Protected(pipe, tuple(defenses))(requests, **settings)
+    rows = [run.keep(sample) for sample in samples]
+    run.write("command.txt", shlex.join(["efface", *sys.argv[1:]]) + "\n")
+    card = {"model": model, "defenses": [repr(d) for d in defenses], "settings": settings, "samples": rows}
+    run.write("card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    refused = [sample for sample in samples if sample.image is None]
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for sample in refused:
+            _screen.out.print(f"refused: {sample.request.words}  ({_screen.reason(sample.verdicts)})", highlight=False)
+        _screen.out.print(f"{run.path}: {len(samples) - len(refused)} drawn, {len(refused)} refused")
+    return 3 if refused else 0
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"prompt file {file} cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise BadInput(f"prompt file {file} holds no prompts")
+    return found

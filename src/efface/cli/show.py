@@ -1,0 +1,37 @@
+"""`efface show`: the card of a patch, or the summary of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from efface.bench import report
+from efface.card import read_header
+from efface.cli import _options, _screen
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A patch, or the folder of a run.")], as_json: _options.Json = False
+) -> None:
+    """Show where a patch came from, or what a run found."""
+    if file.is_dir():
+        found = report.read(file)
+        if as_json:
+            print(json.dumps(found, indent=2, ensure_ascii=False))
+        else:
+            print(report.markdown(found))
+        return
+    header = read_header(file)
+    layers = sorted({name.rpartition("|")[0] for name in header.shapes} | {n.rpartition("|")[0] for n in header.shared})
+    rows = {**header.card, "layers": str(len(layers)), "bytes": f"{file.stat().st_size:,}"}
+    if as_json:
+        print(json.dumps({**rows, "names": layers}, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, value in rows.items():
+        table.add_row(f"[cyan]{key}[/]", value)
+    _screen.out.print(table)
