@@ -47,6 +47,9 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise BadInput("a concept needs a name, got an empty one")
+        for field_name in ("prompts", "keep"):
+            if isinstance(getattr(self, field_name), str):  # its letters would be taken for prompts
+                raise BadInput(f'concept "{self.name}": {field_name} must be a tuple of texts, got one text')
         if any(not prompt.strip() for prompt in self.prompts):
             raise BadInput(f'concept "{self.name}": an empty prompt asks for nothing and cannot be erased')
 
