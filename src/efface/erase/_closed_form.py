@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class Words:
                 if prompt.strip().lower() == concept.anchor.strip().lower():
                     warnings.warn(
                         f'concept "{concept.name}": its anchor equals its prompt "{prompt}": nothing will change',
-                        stacklevel=4,
+                        stacklevel=3,
                     )
                 edits[prompt, concept.anchor] = None
         kept = dict.fromkeys(prompt for concept in concepts for prompt in concept.keep)
@@ -121,9 +121,8 @@ class Words:
         aligned there and cut to equal length (UCE 2023). all: every row (RECE). The empty prompt's last word-piece is
         the begin-of-text row.
         """
-        old, new = [], []
+        old, new, states = [], [], self._last if which == "last" else self._full
         for prompt, guide in self.edits:
-            states = self._last if which == "last" else self._full
             (a, i), (b, j) = states[prompt], states[guide]
             if which == "tail":
                 length = len(a) - max(i, j)
@@ -138,6 +137,10 @@ class Words:
         if which == "last":
             P = torch.cat([self._last[prompt][0] for prompt in self.kept] or [torch.zeros(1, 1)])
             return P.T @ P if self.kept else torch.zeros(())
+        return self._kept_whole
+
+    @cached_property
+    def _kept_whole(self) -> Tensor:
         if len(self.kept) <= MANY:
             return self._gram(self.kept)
         # The erased ones are added and taken off again: erasing another name of one list finds the same matrix cached.
@@ -162,8 +165,8 @@ class Words:
         batches = [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
         for batch in track(batches, "encoding prompts") if len(batches) > 1 else batches:
             if whole:
-                states = anatomy.encode(self.pipe, batch).states  # (B, L, D)
-                mask = tokens.tokenize(anatomy.encoders(self.pipe)[0][0], batch)[1]
+                ids, mask = tokens.tokenize(anatomy.encoders(self.pipe)[0][0], batch)
+                states = anatomy.encode_ids(self.pipe, ids, mask).states  # (B, L, D)
             else:
                 states, mask = anatomy.prefix_states(self.pipe, batch)
             for prompt, rows, index in zip(batch, states.double().cpu(), tokens.last_piece(mask).tolist(), strict=True):
@@ -171,25 +174,37 @@ class Words:
         return {prompt: found[prompt] for prompt in prompts}
 
     def _key(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """All that the states of the prompts depend on: weights, their use, ids, window and padding."""
         tokenizer, encoder = anatomy.encoders(self.pipe)[0]
-        ids = tokenizer(list(prompts)).input_ids
-        return cache.digest(*encoder.state_dict().values()), repr(ids), str(encoder.dtype)
+        ids = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
+        window = f"{tokenizer.model_max_length} {tokenizer.pad_token_id}"
+        return cache.digest(*encoder.state_dict().values()), encoder.config.to_json_string(), window, repr(ids)
 
 
-def solve(old: Tensor, new: Tensor, kept: Tensor, erase_scale: float, ridge: float) -> tuple[Tensor, float]:
+def check(eraser: Eraser, positive: Sequence[str], natural: Sequence[str] = ()) -> None:
+    """Raise BadInput, with the field's name, for a choice that there is not and for numbers outside the equations.
+
+    `positive`: fields that make them singular at 0. `natural`: fields that may be 0, or None.
+    """
+    for name, hint in get_type_hints(type(eraser)).items():
+        value = getattr(eraser, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise BadInput(f'{name} must be one of {", ".join(get_args(hint))}; got "{value}"')
+        if name in positive and not 0 < value < float("inf"):
+            raise BadInput(f"{name} must be above 0 and finite, or the equations are singular; got {value}")
+        if name in natural and value is not None and not 0 <= value < float("inf"):
+            raise BadInput(f"{name} must not be negative and must be finite, got {value}")
+
+
+def solve(old: Tensor, kept: Tensor, erase_scale: float, ridge: float) -> tuple[Tensor, float]:
     """V = erase * M⁻¹ Oᵀ (D, m) and a bound on M's condition number. `kept`: preserve * PᵀP."""
-    if ridge <= 0:
-        raise BadInput(f"ridge must be above 0, or the system is singular; got {ridge}")
-    if erase_scale <= 0:
-        raise BadInput(f"erase_scale must be above 0, got {erase_scale}")
-    M = erase_scale * old.T @ old + kept
-    condition = bounded(M, ridge)
-    return torch.cholesky_solve(erase_scale * old.T, _cholesky(M, ridge)), condition
+    factor, condition = _factored(erase_scale * old.T @ old + kept, ridge)
+    return torch.cholesky_solve(erase_scale * old.T, factor), condition
 
 
 def edit(old: Tensor, new: Tensor, kept: Tensor, erase_scale: float, ridge: float) -> tuple[Transform, float]:
     """T of one edit with technique "replace"; rows that stay what they are count in M and not in the rank."""
-    V, condition = solve(old, new, kept, erase_scale, ridge)
+    V, condition = solve(old, kept, erase_scale, ridge)
     moved = (new != old).any(dim=1)
     return Transform((new - old)[moved].T, V[:, moved]), condition
 
@@ -199,13 +214,10 @@ def derive(rows: Tensor, G: Tensor, T: Transform, reg: float) -> tuple[Tensor, f
 
     min ||c' Tᵀ Wᵀ - c Wᵀ||² + reg * ||c'||², so c' = c G T (reg * I + Tᵀ G T)⁻¹ with G = sum of WᵀW over all layers.
     """
-    if reg <= 0:
-        raise BadInput(f"reg must be above 0, or the system is singular; got {reg}")
     TG = G + T.right @ (G @ T.left).T  # TᵀG
     TGT = TG + (TG @ T.left) @ T.right.T
-    A = (TGT + TGT.T) / 2
-    condition = bounded(A, reg)
-    return torch.cholesky_solve((rows @ TG.T).T, _cholesky(A, reg)).T, condition
+    factor, condition = _factored((TGT + TGT.T) / 2, reg)
+    return torch.cholesky_solve((rows @ TG.T).T, factor).T, condition
 
 
 def gram(pipe: Pipe, base: str) -> Tensor:
@@ -240,7 +252,9 @@ def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor,
     W' = W + W (N - O - a O)ᵀ Vᵀ with a = <O Wᵀ, N Wᵀ> / ||O Wᵀ||² over all rows of a prompt; V (D, m) stays shared.
     """
     layers = anatomy.text_projections(pipe)
+    dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
     Q, R = torch.linalg.qr(V)  # (D, r), (r, m)
+    down = Q.T.to(dtype).contiguous()
     deltas = {}
     for path, layer in layers.items():
         W = layer.weight.detach().cpu()  # (out, D)
@@ -248,12 +262,9 @@ def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor,
         sums = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64)
         sums[0].index_add_(0, group, (OW * NW).sum(dim=0))
         sums[1].index_add_(0, group, OW.square().sum(dim=0))
-        along = (sums[0] / sums[1])[group]  # (m,)
-        dtype = torch.promote_types(W.dtype, torch.float32)
-        up = (NW - (1 + along) * OW) @ R.T
-        deltas[path] = LowRank(up.to(dtype), Q.T.to(dtype).contiguous())
-    down = next(iter(deltas.values())).down
-    return Patch({path: LowRank(delta.up, down) for path, delta in deltas.items()}, {**card, "rank": str(len(down))})
+        along = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[group]  # (m,)
+        deltas[path] = LowRank(((NW - (1 + along) * OW) @ R.T).to(dtype), down)
+    return Patch(deltas, {**card, "rank": str(len(down))})
 
 
 def base_hash(pipe: Pipe) -> str:
@@ -281,13 +292,9 @@ def card(eraser: Eraser, concepts: Sequence[Concept], base: str, seconds: float,
     }
 
 
-def bounded(A: Tensor, ridge: float) -> float:
-    """An upper bound on the condition number of A + ridge * I, for A positive semi-definite."""
-    return (float(torch.linalg.matrix_norm(A)) + ridge) / ridge
-
-
-def _cholesky(A: Tensor, ridge: float) -> Tensor:
+def _factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """The Cholesky factor of A + ridge * I, A positive semi-definite, and an upper bound on its condition number."""
     factor, info = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
     if info.any():
         raise EffaceError(f"the edit's equations cannot be solved: ridge {ridge:g} is too small for these prompts")
-    return factor
+    return factor, (float(torch.linalg.matrix_norm(A)) + ridge) / ridge

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
-from efface.errors import BadInput
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class RECE(Eraser):
     """Weight of the kept rows in each round."""
     ridge: float = 0.1
     """Pull of each round towards the weights before it."""
-    start_rows: closed.Rows = "tail"
+    start_rows: Literal["last", "tail", "all"] = "tail"
     """Token rows that the UCE start edits (its code of 2023)."""
     start_ridge: float = 0.5
     """Ridge of the UCE start."""
@@ -59,8 +58,8 @@ class RECE(Eraser):
         Raises BadInput for settings that make the equations singular, DoesNotFit for a model without text projections.
         """
         begun = time.perf_counter()
-        if self.epochs < 0:
-            raise BadInput(f"epochs must not be negative, got {self.epochs}")
+        scales = ("preserve_scale", "start_preserve_scale")
+        closed.check(self, ("reg", "erase_scale", "ridge", "start_ridge"), natural=("epochs", *scales))
         words = closed.Words.of(pipe, concepts)
         old, new, _ = words.rows(self.start_rows)
         kept = self.start_preserve_scale * words.kept_gram(self.start_rows)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
-from efface.errors import BadInput
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -41,7 +40,7 @@ class UCE(Eraser):
 
     paper: ClassVar[str] = "arXiv:2308.14761"
 
-    rows: closed.Rows = "tail"
+    rows: Literal["last", "tail", "all"] = "tail"
     """Which token rows are edited: "tail", last word-piece to the end of the padding (code of 2023, the paper's
     results); "last", the last word-piece alone (code of 2025); "all", every row (as in RECE's step)."""
     technique: Literal["replace", "tensor"] = "replace"
@@ -61,8 +60,7 @@ class UCE(Eraser):
         Raises BadInput for settings that make the equations singular, DoesNotFit for a model without text projections.
         """
         start = time.perf_counter()
-        if self.preserve_scale is not None and self.preserve_scale < 0:
-            raise BadInput(f"preserve_scale must not be negative, got {self.preserve_scale}")
+        closed.check(self, positive=("erase_scale", "ridge"), natural=("preserve_scale",))
         # The code of 2023 always keeps the empty prompt; that of 2025, which edits one row, keeps nothing unasked.
         words = closed.Words.of(pipe, concepts, TEMPLATES[self.templates], empty=self.rows != "last")
         old, new, group = words.rows(self.rows)
@@ -70,11 +68,9 @@ class UCE(Eraser):
         kept = weight * words.kept_gram(self.rows)
         base = closed.base_hash(pipe)
         if self.technique == "tensor":
-            V, condition = closed.solve(old, new, kept, self.erase_scale, self.ridge)
+            V, condition = closed.solve(old, kept, self.erase_scale, self.ridge)
             card = closed.card(self, concepts, base, time.perf_counter() - start, condition)
             return closed.tensor_patch(pipe, old, new, V, group, card)
-        if self.technique != "replace":
-            raise BadInput(f'technique must be "replace" or "tensor", got "{self.technique}"')
         T, condition = closed.edit(old, new, kept, self.erase_scale, self.ridge)
         card = closed.card(self, concepts, base, time.perf_counter() - start, condition)
         return closed.patch(pipe, T, card)
