@@ -23,11 +23,12 @@ demo: .venv/installed ## erase "cigarette" from the bundled model and write a re
 test: .venv/installed ## run the tests (no network, two cores, under five minutes)
 	$(BIN)/python -m pytest
 
-check: .venv/installed ## format, lint, types, layers
+check: .venv/installed ## format, lint, types, layers, documentation tables
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python docs/make_methods.py --check
 
 picto: .venv/installed ## train the bundled model again, or go on where the last run stopped (see docs/picto.md)
 	$(BIN)/python -m training.picto

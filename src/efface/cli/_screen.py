@@ -68,7 +68,7 @@ def progress() -> Iterator[None]:
         with listening(hear):
             yield
     finally:
-        if begun:
+        if bars.live.is_started:
             bars.stop()
 
 

@@ -1,0 +1,172 @@
+"""Every way to use the command line wrongly: one clear line, the right code, no new file."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.cli.conftest import Result
+from tests.tiny import tiny_pipeline
+
+from efface.patch import Patch
+
+TOML_TYPO = '[ball]\nprompt = ["a ball"]\n'
+
+
+def _files(folder: Path, patch: Path) -> dict[str, Path]:
+    """Every kind of damaged or foreign file that a command can be given."""
+    whole = patch.read_bytes()
+    made = {name: folder / f"{name}.safetensors" for name in ("truncated", "noise", "absurd", "foreign", "misfit")}
+    made["truncated"].write_bytes(whole[: len(whole) // 2])
+    made["noise"].write_bytes(b"this is not a safetensors file at all")
+    said = {"efface": "patch 1", "card": "{}", "shared": "{}"}
+    huge = {"dtype": "F32", "shape": [10**12, 10**6], "data_offsets": [0, 4]}
+    header = json.dumps({"__metadata__": said, "x|up": huge}).encode()
+    made["absurd"].write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    save_file({"a": torch.zeros(2)}, made["foreign"])
+    good = Patch.load(patch)
+    name = next(iter(good.deltas))
+    Patch({name: torch.zeros(3, 5)}, good.card).save(made["misfit"])
+    made["pickle"] = folder / "pickle.safetensors"
+    torch.save({"a": torch.zeros(2)}, made["pickle"])
+    made["typo"] = folder / "typo.toml"
+    made["typo"].write_text(TOML_TYPO)
+    made["none"] = folder / "none.txt"
+    made["none"].write_text("\n  \n")
+    made["empty"] = folder / "empty"
+    made["empty"].mkdir()
+    made["bin"] = folder / "bin"
+    made["bin"].mkdir()
+    (made["bin"] / "model_index.json").write_text("{}")
+    torch.save({}, made["bin"] / "weights.bin")
+    made["ckpt"] = folder / "model.ckpt"
+    torch.save({}, made["ckpt"])
+    made["textfile"] = folder / "picture.png"
+    made["textfile"].write_text("not a picture")
+    return made
+
+
+CASES = {
+    "unknown command": ("oblitrate", "No such command"),
+    "unknown method": ("erase rce cigarette", 'unknown erase method "rce" (did you mean rece'),
+    "unknown concept": ("erase uce cigarete", "did you mean cigarette?"),
+    "no concept": ("erase uce", "nothing to erase"),
+    "unknown model": ("erase uce cigarette --model pikto", 'unknown model "pikto"'),
+    "unknown flag": ("generate a --stepz 3", "No such option"),
+    "unknown field": ("erase rece cigarette --epoch 3", 'unknown field of rece "epoch" (did you mean epochs?)'),
+    "field of a wrong kind": ("erase rece cigarette --epochs many", 'epochs must be int, got "many"'),
+    "field of a wrong choice": ("erase uce cigarette --rows first", "rows must be"),
+    "field without a value": ("erase rece cigarette --epochs", "--epochs needs a value"),
+    "unknown preset": ("erase rece cigarette --preset nudes", 'unknown preset of rece "nudes"'),
+    "singular settings": ("erase uce cigarette --ridge 0 --model {model}", "ridge must be above 0"),
+    "unknown list": ("list methods", "unknown list"),
+    "unknown detector": ("screen hi --guard block", "unknown detect method"),
+    "unknown guidance": ("generate hi --guide slt:cigarette", "unknown guide method"),
+    "threshold out of range": ("screen hi --guard blocklist:50", "did you mean 0.5?"),
+    "threshold no number": ("screen hi --guard blocklist:high", "must be a number from 0 to 1"),
+    "guard without a threshold": ("screen hi.png --guard clip_zero_shot", "no such picture file"),
+    "guard field without value": ("screen hi --guard blocklist:0.5:phrases", "expected FIELD=VALUE"),
+    "nobody judges": ("screen hi", "nothing judges"),
+    "nobody reads pictures": ("screen {textfile} --guard blocklist", "no guard given reads pictures"),
+    "not a picture": ("screen {textfile} --guard classifier", "not a picture that can be read"),
+    "patch missing": ("generate hi --patch nowhere.safetensors", "no such patch file"),
+    "patch truncated": ("generate hi --patch {truncated}", "truncated"),
+    "patch not safetensors": ("generate hi --patch {noise}", "truncated, or not a safetensors file"),
+    "patch with absurd shapes": ("generate hi --patch {absurd}", "claims shape"),
+    "patch of something else": ("show {foreign}", "not an efface patch"),
+    "patch is a pickle": ("show {pickle}", "pickle, which efface never reads"),
+    "patch does not fit": ("generate hi --model {model} --steps 1 --patch {misfit}", "expected shape (16, 32)"),
+    "negative scale": ("generate hi --patch {patch}:-1", "negative scale amplifies"),
+    "concept file typo": ("erase uce --concept-file {typo}", 'unknown key of [ball] in concept file'),
+    "concept file missing": ("erase uce --concept-file nowhere.toml", "cannot be read"),
+    "no prompts": ("generate", "no prompts"),
+    "empty prompt": ("generate {nothing}", "an empty prompt"),
+    "prompt file without prompts": ("generate --prompts {none}", "holds no prompts"),
+    "folder without a model": ("generate hi --model {empty}", "holds no diffusers model"),
+    "pickled folder": ("generate hi --model {bin}", "never reads"),
+    "pickled checkpoint": ("generate hi --model {ckpt}", "never reads"),
+    "unknown dtype": ("generate hi --model {model} --dtype float23", 'unknown dtype "float23"'),
+    "run folder without a report": ("report {empty}", "not the folder of a finished run"),
+    "patch saved under a wrong name": ("erase uce cigarette --model {model} -o p.ckpt", "a .safetensors file"),
+    "picto concept unknown to the demo": ("demo --concept dog -o out", 'unknown picto concept "dog"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_line_and_code_2(
+    case: str, efface: Callable[..., Result], model: Path, patch: Path, tmp_path: Path
+) -> None:
+    command, expected = CASES[case]
+    given = _files(tmp_path, patch) | {"model": model, "patch": patch, "nothing": ""}
+    before = sorted(tmp_path.rglob("*"))
+    result = efface(*(word.format(**given) for word in command.split(" ")))
+    assert (result.code, result.err.count("\n"), expected in result.err) == (2, 1, True), result
+    assert "Traceback" not in result.err
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == before
+
+
+def test_an_anchor_equal_to_the_concept_warns_that_nothing_changes(efface: Callable[..., Result], model: Path) -> None:
+    result = efface("erase", "uce", "nudity", "--anchor", "nudity", "--model", model)
+    assert result.code == 0
+    assert 'its anchor equals its prompt "nudity": nothing will change' in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_prompt_longer_than_the_window_says_which_words_are_cut(efface: Callable[..., Result], model: Path) -> None:
+    result = efface("generate", "a dog and " * 8 + "a flower", "--model", model, "--steps", 1, "-o", "out")
+    assert result.code == 0
+    assert "is cut from" in result.err
+    assert "flower" in result.err
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    efface: Callable[..., Result], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    result = efface("erase", "uce", "nudity", "--model", model, "-o", "p.safetensors")
+    assert result.code == 1
+    assert "nothing was saved" in result.err
+    assert "No space left" in result.err
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_full_disk_stops_a_run_with_one_line(
+    efface: Callable[..., Result], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = efface("generate", "a dog", "--model", model, "--steps", 1, "-o", "out")
+    assert (result.code, "No space left" in result.err) == (1, True)
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
+
+
+def test_quantised_and_compiled_models_name_the_embedding_transform(patch: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.unet.compile()
+    with pytest.raises(ValueError, match="embedding transform"), Patch.load(patch).on(pipe):
+        pass
+
+
+def test_debug_shows_the_traceback(model: Path) -> None:
+    from efface.cli import main
+    from efface.errors import UnknownName
+
+    with pytest.raises(UnknownName):
+        main(["erase", "rce", "cigarette", "--debug"])
+
+
+def test_a_folder_that_holds_something_is_not_written_into(efface: Callable[..., Result], model: Path) -> None:
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("precious")
+    for command in (("generate", "hi", "--model", model, "--steps", 1), ("demo",)):
+        result = efface(*command, "-o", "out")
+        assert (result.code, "is not empty" in result.err) == (2, True)
+    assert [path.name for path in Path("out").iterdir()] == ["mine.txt"]
