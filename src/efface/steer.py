@@ -88,6 +88,7 @@ class _Chain:
     links: list[tuple[Guidance, dict[str, Any]]] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     step: Step | None = None
+    index: int = -1
     names: list[list[str]] = field(default_factory=list)
 
     def enter(self, guidance: Guidance) -> None:
@@ -110,14 +111,16 @@ class _Chain:
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Add the rows that the guidances want to the call."""
         latents, timestep = args
-        scale = float(getattr(self.pipe, "_guidance_scale", 1.0) or 1.0)
-        guided = scale > 1 and len(latents) % 2 == 0 and len(latents) == len(kwargs["encoder_hidden_states"])
+        # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
+        guided = kwargs.get("return_dict") is False and getattr(self.pipe, "do_classifier_free_guidance", False)
+        scale = float(self.pipe.guidance_scale) if guided else 1.0
         B = len(latents) // 2 if guided else len(latents)
         text = Text(kwargs["encoder_hidden_states"][-B:])
         index, count = self._position(timestep)
-        if index == 0:
+        if index <= self.index:  # no step follows itself or a later one: another picture has begun
             for _, memory in self.links:
                 memory.clear()
+        self.index = index
         self.step = Step(index, count, scale, latents[-B:], text, None, latents[:B] if guided else None, {})
         states, self.names = [kwargs["encoder_hidden_states"]], []
         for guidance, memory in self.links:
@@ -154,8 +157,9 @@ class _Chain:
     def _position(self, timestep: Any) -> tuple[int, int]:
         steps = self.pipe.scheduler.timesteps
         now = timestep.flatten()[0] if isinstance(timestep, Tensor) else torch.tensor(timestep)
-        at = (steps == now.to(steps)).nonzero().flatten()
-        return (int(at[0]) if len(at) else 0), len(steps)
+        visits = (steps == now.to(steps)).nonzero().flatten().tolist() or [0]
+        following = self.index + 1  # some schedulers (PNDM, Heun) visit a timestep twice in a row
+        return (following if following in visits else visits[0]), len(steps)
 
 
 # Beside the networks, not in them, so that a copied network takes no guidance along.
