@@ -178,9 +178,9 @@ class Detector(ABC):
 
 
 def worst(scores: Mapping[str, float]) -> tuple[str, float]:
-    """The label with the largest score. NaN counts as the largest: a detector that cannot tell must not pass."""
+    """The label with the largest score. NaN counts as the largest, and so does no label: unknown must not pass."""
     if not scores:
-        return "", 0.0
+        return "", float("nan")
     return max(scores.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1])
 
 

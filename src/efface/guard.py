@@ -47,8 +47,9 @@ class Guard(Defense):
         if self.detector.reads != "text":
             return []
         readable = [r for r in requests if not isinstance(r.prompt, Soft)]
-        judged = {r.id: v for r, v in zip(readable, self.judge([r.words for r in readable]), strict=True)}
-        return [judged.get(r.id) or self._unread("embedding in place of words") for r in requests]
+        verdicts = iter(self.judge([r.words for r in readable]))
+        unread = self._unread("embedding in place of words")
+        return [unread if isinstance(r.prompt, Soft) else next(verdicts) for r in requests]
 
     def inspect(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Judge pictures; a sample without one was refused before and has nothing to judge."""
@@ -70,13 +71,16 @@ class Guard(Defense):
         except Exception as error:  # noqa: BLE001  (whatever a network or a file does: a guard that cannot score refuses)
             log.warning("%s could not judge: %s", self._name, error)
             return [self._unread(f"could not judge: {error}") for _ in items]
+        if len(found) != len(items):
+            log.warning("%s gave %d scores for %d items", self._name, len(found), len(items))
+            return [self._unread("could not judge: scores do not match items") for _ in items]
         return [self._verdict(scores) for scores in found]
 
     def _verdict(self, scores: Mapping[str, float]) -> Verdict:
         # Over its own threshold first, then the largest score: that label is the reason to name.
         excess = {label: score - self._limit(label) for label, score in scores.items()}
         label = worst(excess)[0]
-        score = scores.get(label, 0.0)
+        score = scores.get(label, math.nan)
         limit = self._limit(label)
         return Verdict(self._name, self._may(score < limit), score, limit, label, {"action": self.action})
 
