@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def _convert(kind: ast.expr, text: str) -> Any:
         case ast.Name(id="int"):
             return int(text)
         case ast.Name(id="float"):
-            return float(text)
+            if not isfinite(value := float(text)):
+                raise ValueError(text)
+            return value
     return text
 
 

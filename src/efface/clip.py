@@ -43,7 +43,7 @@ class Clip:
             source = folder
         where = models.locate(str(source))
         try:
-            model = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+            model: Any = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(where)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
         except (OSError, ValueError) as error:

@@ -41,13 +41,17 @@ class Blocklist(Detector):
         return [{phrase: float(bool(p.search(prompt))) for phrase, p in patterns.items()} for prompt in prompts]
 
     def _listed(self) -> tuple[str, ...]:
-        lines: Sequence[str] = self.phrases
+        phrases: Sequence[str] = self.phrases
         if self.file:
             try:
                 lines = Path(self.file).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise BadInput(f"blocklist file {self.file} cannot be read: {error}") from error
-        return tuple(p for p in (line.partition("#")[0].strip() for line in lines) if plain(p))
+            phrases = [phrase for line in lines if (phrase := line.partition("#")[0].strip())]
+        for phrase in phrases:
+            if not plain(phrase):
+                raise BadInput(f'a blocklist phrase needs a letter or a digit, got "{phrase}"')
+        return tuple(phrases)
 
 
 def plain(text: str) -> str:

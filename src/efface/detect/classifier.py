@@ -11,7 +11,7 @@ import torch
 
 from efface import models
 from efface.core import Detector
-from efface.errors import EffaceError, UnknownName
+from efface.errors import BadInput, EffaceError, UnknownName
 from efface.picto import world
 
 BATCH = 64
@@ -32,6 +32,10 @@ class Classifier(Detector):
     """Labels that count; by default picto's sensitive objects."""
     device: str = "cpu"
     """Where the network runs."""
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise BadInput("a classifier needs at least one label to look for, got none")
 
     @property
     def fitted(self) -> float | None:  # type: ignore[override]

@@ -36,6 +36,8 @@ class CLIPZeroShot(Detector):
     def __post_init__(self) -> None:
         if not self.labels or not self.others:
             raise BadInput("zero-shot detection needs at least one label and one other thing to compare with")
+        if "{}" not in self.caption:
+            raise BadInput(f'caption must hold {{}}, where the label goes; got "{self.caption}"')
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         """Each label's share for each picture (PIL)."""
@@ -46,4 +48,4 @@ class CLIPZeroShot(Detector):
     @cached_property
     def _parts(self) -> tuple[Clip, Tensor]:
         clip = Clip.load(self.model)
-        return clip, clip.text([self.caption.format(label) for label in (*self.labels, *self.others)])
+        return clip, clip.text([self.caption.replace("{}", label) for label in (*self.labels, *self.others)])

@@ -14,6 +14,10 @@ def found(judge: Detector, samples: Sequence[Sample], label: str | Mapping[str, 
     """
     if judge.reads != "image":
         raise BadInput(f"{type(judge).__name__} reads prompts: pictures need a detector that reads pictures")
+    if not 0 <= threshold <= 1:
+        raise BadInput(f"a judge's threshold must be in 0..1, got {threshold:g}")
+    if not isinstance(label, str) and (missing := {s.request.id for s in samples} - label.keys()):
+        raise BadInput(f"no label says what to look for in item {min(missing)}")
     drawn = [sample for sample in samples if sample.image is not None]
     scores = dict(zip(map(id, drawn), judge.scores([sample.image for sample in drawn]), strict=True))
     hits = []

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from typing import ClassVar, Literal
 
 from efface.clip import Clip
 from efface.core import Metric, Sample, Score
-from efface.errors import BadInput
+from efface.errors import BadInput, EffaceError
 from efface.measure import _interval
 
 
@@ -30,7 +31,11 @@ class CLIPScore(Metric):
             raise BadInput("CLIP score needs at least one picture, got none")
         texts = self._clip.text([sample.request.words for sample in drawn])
         images = self._clip.image([sample.image for sample in drawn if sample.image is not None])
-        return _interval.mean((100 * (texts * images).sum(dim=1).clamp(min=0)).tolist())
+        cosines = (texts * images).sum(dim=1)  # (N,)
+        for sample, cosine in zip(drawn, cosines.tolist(), strict=True):
+            if isnan(cosine):
+                raise EffaceError(f'CLIP could not score item {sample.request.id} ("{sample.request.words}")')
+        return _interval.mean((100 * cosines.clamp(min=0)).tolist())
 
     @cached_property
     def _clip(self) -> Clip:
