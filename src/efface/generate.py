@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 OURS = frozenset({
     "self", "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "generator", "output_type",
-    "return_dict", "num_images_per_prompt", "latents",
+    "return_dict", "num_images_per_prompt", "latents", "clip_skip", "kwargs",
 })  # fmt: skip
-"""Arguments of a pipeline call that Protected gives itself."""
+"""Arguments of a pipeline call that Protected gives itself, or that would do nothing beside them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Protected:
     defenses: tuple[Defense, ...] = ()
     batch_size: int = 8
     """Pictures drawn at once. The same batches give the same bytes; other batches agree within 2/255."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise BadInput(f"batch_size must be at least 1, got {self.batch_size}")
 
     def __call__(self, requests: Sequence[Request | str], seed: int = 0, **settings: Any) -> list[Sample]:
         """Draw a picture for each request, or say who refused it; plain prompt i is drawn with seed + i.
