@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def digest(*parts: str | Tensor) -> str:
             sha.update(f"{len(part)}:{part}".encode())
         else:
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1).data)
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -55,6 +56,7 @@ def cached(kind: str, key: Iterable[str], make: Callable[[], Tensor]) -> Tensor:
         save_file({"tensor": tensor}, part)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         log.warning("not cached in %s: %s", path.parent, error)
     return tensor

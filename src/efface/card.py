@@ -33,9 +33,9 @@ def read_header(path: str | Path) -> Header:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start[:2] in PICKLE_STARTS:
-            raise BadInput(f"{path}: a pickle, which efface never reads; patches are safetensors files")
-        if len(start) < 8 or length > size - 8:
+        if len(start) < 8 or length > size - 8:  # as a header's length, a pickle's first bytes are absurd
+            if start[:2] in PICKLE_STARTS:
+                raise BadInput(f"{path}: a pickle, which efface never reads; patches are safetensors files")
             raise BadInput(f"{path}: truncated, or not a safetensors file ({size} bytes)")
         text = file.read(length)
     try:
@@ -46,8 +46,8 @@ def read_header(path: str | Path) -> Header:
         held = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in entries.items()}
         if metadata.get("efface") != "patch 1":
             raise BadInput(f"{path}: a safetensors file, but not an efface patch")
-        card, shared = json.loads(metadata["card"]), json.loads(metadata["shared"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        card, shared = ({str(k): str(v) for k, v in json.loads(metadata[name]).items()} for name in ("card", "shared"))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path}: not a safetensors file that efface can read (bad header)") from error

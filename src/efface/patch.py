@@ -6,8 +6,9 @@ It can be switched on for a while (`with patch.on(pipe):`), applied for good, ad
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -88,13 +89,14 @@ class Patch(Defense):
             if quantised or weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
                 kind = getattr(weight, "dtype", type(weight).__name__)
                 raise DoesNotFit(f"{path}: the weights are quantised ({kind}) and cannot be added to; {_INSTEAD}")
-            part = pipe.components[path.partition(".")[0]]
-            if hasattr(part, "_orig_mod") or any(m._compiled_call_impl is not None for m in (part, module)):
+            if weight.is_meta:
+                raise DoesNotFit(f"{path}: the weights are offloaded and not in memory: load the model without that")
+            part, *names, _ = path.split(".")
+            owners = [pipe.components[part].get_submodule(".".join(names[:end])) for end in range(len(names) + 1)]
+            if any(hasattr(owner, "_orig_mod") or owner._compiled_call_impl is not None for owner in owners):
                 raise DoesNotFit(f"{path}: the model is compiled and would not see new weights; {_INSTEAD}")
-            shape = tuple(delta.shape) if isinstance(delta, Tensor) else (delta.up.shape[0], delta.down.shape[1])
-            fits = shape == tuple(weight.shape) if isinstance(delta, Tensor) else shape == _flat(weight)
-            if not fits:
-                wanted = tuple(weight.shape) if isinstance(delta, Tensor) else _flat(weight)
+            wanted = tuple(weight.shape) if isinstance(delta, Tensor) else _flat(weight.shape)
+            if (shape := _shape(delta)) != wanted:
                 raise DoesNotFit(f"{path}: expected shape {wanted} from the model, the patch has {shape}")
 
     @contextmanager
@@ -124,21 +126,22 @@ class Patch(Defense):
         joined: dict[tuple[int, int], Tensor] = {}  # so that shared factors stay shared
         deltas = {**self.deltas, **other.deltas}
         for path in self.deltas.keys() & other.deltas.keys():
-            deltas[path] = _sum(self.deltas[path], other.deltas[path], joined)
-        card = {**self.card, **other.card}
+            deltas[path] = _sum(path, self.deltas[path], other.deltas[path], joined)
+        cards = [_unscaled(patch.card) for patch in (self, other)]
+        card = {**cards[0], **cards[1]}
         for key in ("method", "concepts", "base"):
-            both = [p.card[key] for p in (self, other) if key in p.card]
-            card |= {key: " + ".join(dict.fromkeys(both))} if both else {}
+            if both := [c[key] for c in cards if key in c]:
+                card[key] = " + ".join(dict.fromkeys(both))
         return Patch(deltas, card)
 
     def __mul__(self, scale: float) -> Patch:
         """The change, `scale` times as strong."""
-        total = float(self.card.get("scale", 1)) * scale
+        if not math.isfinite(scale):
+            raise BadInput(f"the scale of a patch must be a finite number, got {scale}")
         scaled = {
-            path: LowRank(delta.up * scale, delta.down) if isinstance(delta, LowRank) else delta * scale
-            for path, delta in self.deltas.items()
+            p: LowRank(d.up * scale, d.down) if isinstance(d, LowRank) else d * scale for p, d in self.deltas.items()
         }
-        return Patch(scaled, {**self.card, "scale": f"{total:g}"})
+        return Patch(scaled, {**self.card, "scale": f"{float(self.card.get('scale', 1)) * scale:g}"})
 
     __rmul__ = __mul__
 
@@ -148,10 +151,15 @@ class Patch(Defense):
 
         `rank`: keep that many singular directions of each changed matrix; None keeps the exact difference.
         """
+        if rank is not None and rank < 1:
+            raise BadInput(f"rank must be at least 1, or none for the exact difference; got {rank}")
         deltas: dict[str, Delta] = {}
         old = dict(before.named_parameters())
         for name, new in after.named_parameters():
-            change = new.detach().float() - old[name].detach().float()
+            if name not in old or old[name].shape != new.shape:
+                raise DoesNotFit(f"{part}.{name}: the two models differ in more than their weights")
+            dtype = torch.promote_types(new.dtype, torch.float32)
+            change = new.detach().to(dtype) - old[name].detach().to(new.device, dtype)
             if not change.any():
                 continue
             if rank is None or change.dim() < 2:
@@ -176,10 +184,9 @@ class Patch(Defense):
         first: dict[int, str] = {}
         alias: dict[str, str] = {}
         for name, tensor in _tensors(self.deltas).items():
-            if id(tensor) in first:
-                alias[name] = first[id(tensor)]
+            if (known := first.setdefault(id(tensor), name)) != name:
+                alias[name] = known
             else:
-                first[id(tensor)] = name
                 stored[name] = tensor.detach().cpu().contiguous()
         header = {"efface": "patch 1", "card": json.dumps(dict(self.card)), "shared": json.dumps(alias)}
         part = path.with_name(f".{path.name}.part")
@@ -188,31 +195,38 @@ class Patch(Defense):
             save_file(stored, part, metadata=header)
             part.replace(path)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise EffaceError(f"{path}: could not be written, nothing was saved: {error}") from error
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
     @staticmethod
     def load(path: str | Path) -> Patch:
         """Read a patch. Raises BadInput if the file is not one, is damaged, or holds numbers that are not finite."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         header = read_header(path)
-        with safe_open(str(path), framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header.shapes}
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header.shapes}
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{path}: the patch is damaged: {error}") from error
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise BadInput(f"{path}: {name} holds values that are not finite numbers: the patch is damaged")
+        deltas: dict[str, Delta] = {}
         try:
             tensors |= {name: tensors[target] for name, target in header.shared.items()}
-            deltas: dict[str, Delta] = {}
             for name, tensor in tensors.items():
                 stem, _, kind = name.rpartition("|")
-                if kind == "up":
-                    deltas[stem] = LowRank(tensor, tensors[f"{stem}|down"])
+                if kind in ("up", "down"):
+                    deltas[stem] = LowRank(tensors[f"{stem}|up"], tensors[f"{stem}|down"])
                 elif kind == "delta":
                     deltas[stem] = tensor
-        except KeyError as error:
-            raise BadInput(f"{path}: factor {error} is missing: the patch is damaged") from error
+                else:
+                    raise BadInput(f"{name} is not a factor of a patch")
+        except (KeyError, BadInput) as error:
+            raise BadInput(f"{path}: the patch is damaged, missing or wrong factor: {error}") from error
         return Patch(deltas, header.card)
 
 
@@ -230,15 +244,26 @@ def _tensors(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
     return named
 
 
-def _flat(weight: Tensor) -> tuple[int, int]:
-    return weight.shape[0], weight[0].numel()
+def _shape(delta: Delta) -> tuple[int, ...]:
+    return tuple(delta.shape) if isinstance(delta, Tensor) else (delta.up.shape[0], delta.down.shape[1])
 
 
-def _sum(a: Delta, b: Delta, joined: dict[tuple[int, int], Tensor]) -> Delta:
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return *shape[:1], math.prod(shape[1:])
+
+
+def _unscaled(card: Mapping[str, str]) -> dict[str, str]:
+    """The card with its scale told by the method: a sum of patches has no scale of its own."""
+    rest = {key: value for key, value in card.items() if key != "scale"}
+    return rest | ({"method": f"{card['scale']} * ({card.get('method')})"} if "scale" in card else {})
+
+
+def _sum(path: str, a: Delta, b: Delta, joined: dict[tuple[int, int], Tensor]) -> Delta:
+    if _flat(_shape(a)) != _flat(_shape(b)):
+        raise DoesNotFit(f"{path}: one patch has shape {_shape(a)}, the other {_shape(b)}: made for different models")
     if isinstance(a, LowRank) and isinstance(b, LowRank):
-        key = (id(a.down), id(b.down))
-        joined.setdefault(key, torch.cat([a.down, b.down]))
-        return LowRank(torch.cat([a.up, b.up], dim=1), joined[key])
+        down = joined.setdefault((id(a.down), id(b.down)), torch.cat([a.down, b.down]))
+        return LowRank(torch.cat([a.up, b.up], dim=1), down)
     shape = a.shape if isinstance(a, Tensor) else b.shape  # type: ignore[union-attr]
     dense = [d.dense().reshape(shape) if isinstance(d, LowRank) else d for d in (a, b)]
     return dense[0] + dense[1]
