@@ -151,7 +151,7 @@ def test_a_large_kept_set_is_encoded_once_for_good(eraser: Any, again: int) -> N
     with encoder_calls(pipe) as second:
         eraser.fit(pipe, RED_DOG)
     everything = {"red dog", "", *MANY_KEPT}
-    assert (sum(first), sum(second)) == (len(everything) - (not again), again)  # again: the concept and its anchor
+    assert (sum(first), sum(second)) == (len(everything), again)  # again: the concept and its anchor
 
 
 def test_erasing_another_name_of_one_list_finds_the_kept_ones_cached() -> None:
@@ -169,11 +169,7 @@ def test_erasing_another_name_of_one_list_finds_the_kept_ones_cached() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda pipe: (
-            pipe.text_encoder.text_model.final_layer_norm.weight.data.mul_(2)
-            if hasattr(pipe.text_encoder, "text_model")
-            else pipe.text_encoder.final_layer_norm.weight.data.mul_(2)
-        ),
+        lambda pipe: pipe.text_encoder.get_input_embeddings().weight.data.mul_(2),
         lambda pipe: setattr(pipe.tokenizer, "pad_token", "a</w>"),
         lambda pipe: setattr(pipe.tokenizer, "model_max_length", WINDOW - 3),
     ],
@@ -235,7 +231,7 @@ def test_the_condition_number_is_an_upper_bound() -> None:
 
 
 @pytest.mark.parametrize("eraser", [UCE(preserve_scale=1.0), UCE(rows="last"), RECE()])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.2)])
 def test_lower_precision_agrees_with_float64(eraser: Any, dtype: torch.dtype, tolerance: float) -> None:
     """The change itself, relative to the change in float64. What differs is the rounding of the text encoder's states
     (2**-24, 2**-11, 2**-8 of each) and of the stored factors, made larger by M⁻¹; the algebra is float64 in all."""
