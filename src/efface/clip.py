@@ -32,6 +32,7 @@ class Clip:
     @staticmethod
     def load(source: str | Path | Pipe = "picto/clip", device: str = "cpu") -> Clip:
         """A CLIP from a folder, a hub id, "picto/clip", or the one that lies beside a pipeline's own parts."""
+        from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         if not isinstance(source, (str, Path)):
@@ -46,7 +47,7 @@ class Clip:
             model: Any = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(where)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise EffaceError(f"{source}: no CLIP could be loaded: {str(error).splitlines()[0]}") from error
         return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 

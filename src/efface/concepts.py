@@ -82,7 +82,10 @@ def _concept(path: str, name: str, table: Any) -> Concept:
         if key not in known:
             raise UnknownName(f"key of [{name}] in concept file {path}:", key, known)
         values[key] = _value(f"concept file {path}: [{name}] {key}", key, value)
-    return Concept(name, **values)
+    try:
+        return Concept(name, **values)
+    except BadInput as error:
+        raise BadInput(f"concept file {path}: {error}") from error
 
 
 def _value(where: str, key: str, value: Any) -> Any:

@@ -34,12 +34,13 @@ def load(model: str = "picto", device: str = "cpu", dtype: torch.dtype | str | N
     Raises UnknownName, BadInput (a folder without a model, pickled weights) or EffaceError (it could not be fetched).
     """
     from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
 
     source = source_of(model)
     options: dict[str, Any] = {"torch_dtype": _dtype(dtype), "use_safetensors": True}
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise EffaceError(f"{model}: could not be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     try:

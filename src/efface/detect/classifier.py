@@ -58,13 +58,14 @@ class Classifier(Detector):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Mapping[str, int]]:
+        from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         where = models.locate(self.model)
         try:
             network = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise EffaceError(f"{self.model}: no classifier could be loaded: {str(error).splitlines()[0]}") from error
         known: Mapping[str, int] = network.config.label2id
         for label in self.labels:
