@@ -1,0 +1,116 @@
+"""What every metric promises, over all that are on disk; a new file is covered at once."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from efface import catalog
+from efface.core import Detector, Metric, Request, Sample, Score
+from efface.errors import EffaceError
+
+NAMES = catalog.names("measure")
+JUDGED = [name for name in NAMES if any(f.name == "detector" for f in catalog.info("measure", name).fields)]
+Make = Callable[[str], Metric]
+
+
+class Light(Detector):
+    """How light a picture is."""
+
+    reads = "image"
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        return [{"light": item.convert("L").getpixel((0, 0)) / 255} for item in items]
+
+
+class Blind(Light):
+    """Cannot tell for white pictures."""
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        return [{"light": math.nan if s["light"] == 1 else s["light"]} for s in super().scores(items)]
+
+
+@pytest.fixture
+def make(clip_folder: Path) -> Make:
+    def metric(name: str, judge: Detector | None = None) -> Metric:
+        given: dict[str, Any] = {"detector": judge or Light()} if name in JUDGED else {"model": str(clip_folder)}
+        return catalog.load("measure", name)(**given)
+
+    return metric
+
+
+def samples(shades: Sequence[int | None]) -> list[Sample]:
+    """One sample for each shade of grey, 0 to 255; none: a request that was refused."""
+    return [
+        Sample(Request(f"{i:04d}", f"a dog {i}", i), None if s is None else Image.new("RGB", (16, 16), (s, s, s)))
+        for i, s in enumerate(shades)
+    ]
+
+
+MIXED = samples([0, 255, 20, 240, 130, 90, 255, 0, 10])
+WHITE = samples([255] * 9)
+
+
+def holds(score: Score) -> bool:
+    return math.isfinite(score.value) and score.low <= score.value <= score.high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_interval_holds_the_value_and_n_is_the_number_of_items(name: str, make: Make) -> None:
+    score = make(name)(MIXED, WHITE)
+    assert holds(score) and score.low < score.high
+    assert score.n == 9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_does_not_matter(name: str, make: Make) -> None:
+    shuffled, reference = list(MIXED), list(WHITE)
+    random.Random(0).shuffle(shuffled)
+    random.Random(1).shuffle(reference)
+    again, first = make(name)(shuffled, reference), make(name)(MIXED, WHITE)
+    assert again.n == first.n
+    assert (again.value, again.low, again.high) == pytest.approx((first.value, first.low, first.high), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_items_make_the_interval_narrower(name: str, make: Make) -> None:
+    few, many = MIXED, samples([255 if i % 2 else 7 * i for i in range(36)])
+    wide, narrow = make(name)(few, WHITE), make(name)(many, samples([255] * 36))
+    assert narrow.high - narrow.low < wide.high - wide.low
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_measure_is_an_error(name: str, make: Make) -> None:
+    with pytest.raises(EffaceError):
+        make(name)([], [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_which_way_is_better(name: str) -> None:
+    assert catalog.load("measure", name).better in ("higher", "lower")
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_perfect_and_awful_pictures_are_at_the_ends(name: str, make: Make) -> None:
+    awful, perfect = make(name)(WHITE, WHITE), make(name)(samples([0] * 9), WHITE)
+    assert {awful.value, perfect.value} == {0.0, 1.0}
+    assert (perfect.value > awful.value) == (make(name).better == "higher")
+    assert holds(awful) and holds(perfect)
+    assert awful.low >= 0 and awful.high <= 1 and perfect.low >= 0 and perfect.high <= 1
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_refused_request_counts_as_one_that_does_not_show_it(name: str, make: Make) -> None:
+    some, none = samples([0, None, 255]), samples([0, 0, 255])
+    assert make(name)(some, WHITE) == make(name)(none, WHITE)
+    assert make(name)(some, WHITE).n == 3
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_judge_that_cannot_score_stops_with_the_items_id(name: str, make: Any) -> None:
+    with pytest.raises(EffaceError, match=r'could not score item 0001 \("a dog 1"\)'):
+        make(name, Blind())(samples([0, 255, 0]), samples([250, 250, 250]))
