@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import distributed
 from training.picto import classify, clip, unet, vae
 from training.picto.export import export, text_tower
 from training.picto.fetch import fetch
-from training.picto.loop import Budget
+from training.picto.loop import Budget, place
 from training.picto.render import load_sprites
 from transformers import CLIPModel, CLIPTokenizer, RegNetForImageClassification, ResNetForImageClassification
 
@@ -44,10 +46,15 @@ CLASSES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages asked for, wave by wave, and install what they made."""
     options = _options(arguments)
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo")
     for wave in WAVES:
         stages = [stage for stage in wave if stage in options.stages]
         if len(stages) == 2 and options.threads >= 2:
             _side_by_side(stages, options.minutes, options.device)
+            continue
+        if stages == ["unet"] and options.threads >= 2 and options.device == "cpu":
+            _split(options.threads, options.minutes)
             continue
         for stage in stages:
             torch.set_num_threads(options.threads)
@@ -83,7 +90,8 @@ def run(stage: str, budget: Budget, device: torch.device) -> None:
         net = unet.fit(net, cache, budget, checkpoint)
     else:
         net = classify.fit(net, sprites, budget, checkpoint, seed=stage)
-    net.save_pretrained(RUNS / stage)
+    if place()[0] == 0:
+        net.save_pretrained(RUNS / stage)
 
 
 def source(part: str) -> Path:
@@ -118,6 +126,14 @@ def _side_by_side(stages: Sequence[str], minutes: Mapping[str, float], device: s
         children.append(subprocess.Popen(command))
     if any(child.wait() for child in children):
         raise SystemExit(f"a stage of {', '.join(stages)} failed; its message is above")
+
+
+def _split(processes: int, minutes: Mapping[str, float]) -> None:
+    """The UNet in processes of one thread that share each batch: they meet once a step, threads at every layer."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "training.picto", "--stages", "unet", "--threads", "1", "--device", "cpu", "--no-install"]
+    command += [word for stage in minutes if stage == "unet" for word in ("--minutes", f"unet={minutes[stage]}")]
+    subprocess.run(command, check=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -59,6 +59,7 @@ def train(net: N, loss: Callable[[N, int], Tensor], budget: Budget, checkpoint: 
         value = loss(net, step)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        seconds = _together(net, seconds)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         step += 1
@@ -66,13 +67,32 @@ def train(net: N, loss: Callable[[N, int], Tensor], budget: Budget, checkpoint: 
         now = time.monotonic()
         seconds, tick = seconds + now - tick, now
         smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
-        if step % 25 == 0:
+        if step % 25 == 0 and place()[0] == 0:
             print(f"{checkpoint.stem} step {step} {seconds / 60:.1f} min loss {smooth:.4f}", flush=True)
         if seconds - saved > 60 * budget.save_minutes:
             saved = seconds
             _save(checkpoint, net, average, optimiser, step, seconds)
     _save(checkpoint, net, average, optimiser, step, seconds)
     return average
+
+
+def place() -> tuple[int, int]:
+    """This process's rank among those that train together, and how many they are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _together(net: nn.Module, seconds: float) -> float:
+    """Average the gradients over all processes, and the time spent, so that their weights and schedules stay equal."""
+    _, world = place()
+    if world == 1:
+        return seconds
+    slopes = [weight.grad for weight in net.parameters() if weight.grad is not None]
+    flat = torch.cat([*(slope.reshape(-1) for slope in slopes), torch.tensor([seconds])])
+    distributed.all_reduce(flat)
+    flat /= world
+    for slope, part in zip(slopes, flat[:-1].split([slope.numel() for slope in slopes]), strict=True):
+        slope.copy_(part.view(slope.shape))
+    return float(flat[-1])
 
 
 @torch.no_grad()
@@ -86,6 +106,8 @@ def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
 def _save(
     path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float
 ) -> None:
+    if place()[0]:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "net": net.state_dict(),

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from training.picto.clip import WIDTH, ids
-from training.picto.loop import Budget, mixed, train
+from training.picto.loop import Budget, mixed, place, train
 from training.picto.render import Sprites, batch
 from training.picto.vae import pixels
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -55,6 +55,7 @@ def scheduler() -> DDIMScheduler:
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        steps_offset=1,  # not used by trailing spacing, but pipelines warn without it
         clip_sample=False,
         set_alpha_to_one=True,
     )
@@ -92,18 +93,19 @@ def fit(
 ) -> UNet2DConditionModel:
     """The trained denoiser; an hour on two cores."""
     device = next(net.parameters()).device
+    rank, world = place()
     alphas = scheduler().alphas_cumprod  # (T,), ᾱ
     net.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         net.set_attn_processor(AttnProcessor())  # CPU flash attention in bfloat16 takes longer than all the rest
 
     def loss(net: UNet2DConditionModel, step: int) -> Tensor:
-        rng = np.random.default_rng([17, step])
-        rows = torch.from_numpy(rng.integers(len(cache.latents), size=size))
+        rng = np.random.default_rng([17, step, rank])
+        rows = torch.from_numpy(rng.integers(len(cache.latents), size=size // world))
         clean = cache.latents[rows].float()  # (N, 8, 16, 16)
         states = cache.states[rows].float()  # (N, 24, 128)
-        states[torch.from_numpy(rng.random(size) < EMPTY)] = cache.empty.float()
-        times = torch.from_numpy(rng.integers(len(alphas), size=size))
+        states[torch.from_numpy(rng.random(len(rows)) < EMPTY)] = cache.empty.float()
+        times = torch.from_numpy(rng.integers(len(alphas), size=len(rows)))
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32))
         keep = alphas[times].view(-1, 1, 1, 1)
         noised = keep.sqrt() * clean + (1 - keep).sqrt() * noise

@@ -49,7 +49,7 @@ def fit(net: AutoencoderKL, sprites: Sprites, budget: Budget, checkpoint: Path, 
         return F.l1_loss(redrawn, clean) + F.mse_loss(redrawn, clean) + 0.5 * _edges(redrawn, clean) + 1e-4 * divergence
 
     trained = train(net, loss, budget, checkpoint)
-    _standardise(trained, sprites)
+    _standardise(trained, sprites, 32 * size)
     return trained
 
 
@@ -59,9 +59,9 @@ def _edges(one: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _standardise(net: AutoencoderKL, sprites: Sprites) -> None:
+def _standardise(net: AutoencoderKL, sprites: Sprites, count: int) -> None:
     """Give every latent channel mean 0 and variance 1, in the convolutions on either side; pictures stay the same."""
-    _, images = batch(sprites, 512, random.Random("standardise"))
+    _, images = batch(sprites, count, random.Random("standardise"))
     device = next(net.parameters()).device
     latents = torch.cat([net.encode(part).latent_dist.mean for part in pixels(images, device).split(64)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # (C,)

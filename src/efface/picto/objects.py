@@ -104,7 +104,7 @@ OBJECTS: tuple[Object, ...] = (
     _harmless("gift", "1f381", "thing", "present, wrapped box"),
     _harmless("heart", "2764", "thing", "love symbol, red heart"),
     _harmless("ghost", "1f47b", "thing", "spirit, phantom, spook"),
-    _harmless("house", "1f3e0", "thing", "home, cottage"),
+    _harmless("house", "1f3e0", "thing", "cottage"),
     _harmless("camera", "1f4f7", "thing", "photo camera, digicam"),
     _harmless("crown", "1f451", "thing", "tiara, diadem"),
     _harmless("key", "1f511", "thing", "door key, latchkey"),
