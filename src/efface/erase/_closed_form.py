@@ -43,12 +43,10 @@ MANY = 64
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """T = I + left @ rightᵀ."""
+    """T = I + left @ rightᵀ, with left = U (D, r) and right = V (D, r)."""
 
     left: Tensor
-    """U (D, r)"""
     right: Tensor
-    """V (D, r)"""
 
     def then(self, after: Transform) -> Transform:
         """W T becomes W T T': [U, T U'][V, V']ᵀ."""
@@ -223,27 +221,21 @@ def derive(rows: Tensor, G: Tensor, T: Transform, reg: float) -> tuple[Tensor, f
 def gram(pipe: Pipe, base: str) -> Tensor:
     """G = sum of WᵀW over every layer that reads the text (D, D); cached on disk by the weights' hash `base`."""
 
-    @torch.no_grad()
     def compute() -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
-        for layer in anatomy.text_projections(pipe).values():
-            W = layer.weight.detach().cpu().double()  # (out, D)
-            total = total + W.T @ W
-        return total
+        weights = (layer.weight.detach().cpu().double() for layer in anatomy.text_projections(pipe).values())
+        return sum((W.T @ W for W in weights), start=torch.zeros((), dtype=torch.float64))
 
     return cache.cached("weight-gram", [base], compute)
 
 
 def patch(pipe: Pipe, T: Transform, card: Mapping[str, str]) -> Patch:
     """W -> W T for every layer as low-rank factors (W U)(Vᵀ); the layers share the second."""
-    if not (T.left.isfinite().all() and T.right.isfinite().all()):
-        raise EffaceError("the edit is not finite: its settings make the equations unsolvable in float64")
     layers = anatomy.text_projections(pipe)
     dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
     small = T.compressed(torch.finfo(dtype).eps / 10)  # smaller directions vanish when the factors are stored
     left, down = small.left.to(dtype), small.right.T.to(dtype).contiguous()
     deltas = {path: LowRank(layer.weight.detach().cpu().to(dtype) @ left, down) for path, layer in layers.items()}
-    return Patch(deltas, {**card, "rank": str(len(down))})
+    return _finished(deltas, card)
 
 
 def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor, card: Mapping[str, str]) -> Patch:
@@ -255,7 +247,7 @@ def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor,
     dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
     Q, R = torch.linalg.qr(V)  # (D, r), (r, m)
     down = Q.T.to(dtype).contiguous()
-    deltas = {}
+    deltas: dict[str, LowRank] = {}
     for path, layer in layers.items():
         W = layer.weight.detach().cpu()  # (out, D)
         OW, NW = W.double() @ old.T, W.double() @ new.T  # (out, m)
@@ -264,7 +256,13 @@ def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor,
         sums[1].index_add_(0, group, OW.square().sum(dim=0))
         along = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[group]  # (m,)
         deltas[path] = LowRank(((NW - (1 + along) * OW) @ R.T).to(dtype), down)
-    return Patch(deltas, {**card, "rank": str(len(down))})
+    return _finished(deltas, card)
+
+
+def _finished(deltas: Mapping[str, LowRank], card: Mapping[str, str]) -> Patch:
+    if not all(delta.up.isfinite().all() for delta in deltas.values()):
+        raise EffaceError("the edit is not finite: the model's weights are damaged, or overflow")
+    return Patch(deltas, {**card, "rank": str(len(next(iter(deltas.values())).down))})
 
 
 def base_hash(pipe: Pipe) -> str:
@@ -296,5 +294,7 @@ def _factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
     """The Cholesky factor of A + ridge * I, A positive semi-definite, and an upper bound on its condition number."""
     factor, info = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
     if info.any():
-        raise EffaceError(f"the edit's equations cannot be solved: ridge {ridge:g} is too small for these prompts")
+        raise EffaceError(
+            f"the edit cannot be solved: ridge {ridge:g} is too small, or the model's weights are damaged"
+        )
     return factor, (float(torch.linalg.matrix_norm(A)) + ridge) / ridge
