@@ -187,9 +187,13 @@ def worst(scores: Mapping[str, float]) -> tuple[str, float]:
 class Target(Protocol):
     """What an attack can query: a Protected, or anything that draws and can be opened."""
 
-    def __call__(self, requests: Sequence[Request | str], seed: int = 0, **settings: Any) -> list[Sample]: ...
+    def __call__(self, requests: Sequence[Request | str], seed: int = 0, **settings: Any) -> list[Sample]:
+        """One answer for each request; plain prompt i is drawn with seed + i."""
+        ...
 
-    def opened(self) -> AbstractContextManager[White]: ...
+    def opened(self) -> AbstractContextManager[White]:
+        """Inside: the model with its defenses on, open to gradients."""
+        ...
 
 
 @dataclass(frozen=True)

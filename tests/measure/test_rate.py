@@ -1,6 +1,6 @@
 """The share of samples that show the label."""
 
-from tests.measure.test_judged import SAMPLES, Fixed
+from tests.measure.test__judged import SAMPLES, Fixed
 
 from efface.core import Sample
 from efface.measure.rate import Rate

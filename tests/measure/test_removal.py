@@ -2,7 +2,7 @@
 
 import pytest
 from tests import tiny
-from tests.measure.test_judged import SAMPLES, Fixed
+from tests.measure.test__judged import SAMPLES, Fixed
 
 from efface.core import Request, Sample
 from efface.errors import BadInput
