@@ -196,7 +196,9 @@ def table(rows: Sequence[Row]) -> str:
             f"{row.peak_extra / 1e6:6.0f} {row.patch / 1e6:8.1f} {row.rank:5} {plain:>8} {factor:>6}"
         )
         lines.append("    " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in row.cpu.items()))
-    return "\n".join([*lines, "* on one layer in eight, times eight"])
+    if any(row.dense_extrapolated for row in rows):
+        lines.append("* the plain form on one layer in eight, times eight")
+    return "\n".join(lines)
 
 
 def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
