@@ -3,7 +3,8 @@
     python benchmarks/erase_picto/run.py                 the chosen settings, full size -> results/chosen.json
     python benchmarks/erase_picto/run.py --sweep         the trade-off: settings x removal x keep -> results/sweep.json
 
-Full size: 110 named, 72 known-synonym, 72 held-out, 108 implicit prompts, 24 pairs, 59 other objects in three styles.
+Full size: 110 named, 72 known-synonym, 72 held-out, 108 implicit prompts, 24 pairs, all other objects in three styles.
+The set "unlisted" is every second other object: the concept lists it as kept in all settings but "half".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,45 +36,76 @@ SMALL = {"named": 36, "synonym": 30, "held-out": 30, "implicit": 48, "pairs": 12
 RESULTS = Path(__file__).parent / "results"
 
 
-def candidates() -> dict[str, tuple[Eraser, dict[str, str | tuple[str, ...]]]]:
-    """Settings of the sweep: the published ones, then each knob alone; and what the concept's fields become."""
-    kept = tuple(world.phrase(thing.name) for thing in world.OBJECTS if not thing.sensitive)
-    rows: dict[str, tuple[Eraser, dict[str, str | tuple[str, ...]]]] = {
-        "uce (2023)": (UCE(), {}),
-        "uce last row (2025)": (UCE(rows="last", preserve_scale=1.0), {}),
-        "uce keep": (UCE(), {"keep": kept}),
-        "rece published": (RECE(), {}),
+def candidates() -> dict[str, tuple[Eraser, Concept]]:
+    """Settings of the sweep: the published ones, then with an anchor and kept prompts, then each knob alone."""
+    chosen = picto("cigarette")
+    bare, towards_empty = replace(chosen, anchor="", keep=()), replace(chosen, anchor="")
+    half = replace(chosen, keep=tuple(p for p in chosen.keep if p not in _unlisted()))
+    rows: dict[str, tuple[Eraser, Concept]] = {
+        "uce 2023, empty anchor, nothing kept": (UCE(), bare),
+        "uce 2025, empty anchor, nothing kept": (UCE(rows="last", preserve_scale=1.0), bare),
+        "rece published, empty anchor, nothing kept": (RECE(), bare),
+        "rece published, empty anchor, others kept": (RECE(), towards_empty),
+        "rece published, rose, nothing kept": (RECE(), replace(chosen, keep=())),
+        "uce, rose, others kept": (UCE(), chosen),
+        "rece, rose, half of the others kept": (RECE(), half),
+        "rece, rose, others kept": (RECE(), chosen),
     }
-    for epochs in (1, 2):
-        rows[f"rece epochs={epochs}"] = (RECE(epochs=epochs), {})
-    for reg in (1e-3, 1.0, 10.0):
-        rows[f"rece reg={reg:g}"] = (RECE(reg=reg), {})
-    rows["rece keep"] = (RECE(), {"keep": kept})
-    rows["rece keep, preserve 1"] = (RECE(preserve_scale=1.0), {"keep": kept})
-    rows["rece keep, epochs=1, preserve 1"] = (RECE(epochs=1, preserve_scale=1.0), {"keep": kept})
+    for knob in (
+        {"epochs": 1},
+        {"epochs": 6},
+        {"reg": 1e-3},
+        {"reg": 1.0},
+        {"erase_scale": 0.2},
+        {"preserve_scale": 1.0},
+    ):
+        ((name, value),) = knob.items()
+        rows[f"rece, rose, others kept, {name}={value:g}"] = (replace(RECE(), **knob), chosen)
     return rows
+
+
+def _unlisted() -> set[str]:
+    """Every second other object: what "half of the others kept" leaves out and the set "unlisted" measures."""
+    return {world.phrase(thing.name) for thing in world.OBJECTS[1::2]}
+
+
+def _items(counts: dict[str, int]) -> list[demo.Item]:
+    """The demo's sets with seeds it does not use; kept objects that the half list leaves out are a set of their own."""
+    left_out = _unlisted()
+    return [
+        replace(item, set="unlisted") if item.set == "keep" and world.phrase(item.kept) in left_out else item
+        for item in demo.items("cigarette", 10_000, counts)
+    ]
 
 
 def measure(rows: dict[str, tuple[Eraser, Concept]], counts: dict[str, int]) -> list[dict[str, object]]:
     """Draw every setting's pictures with the same prompts and seeds and score them."""
     pipe, judge = models.load("picto"), demo.seeing_everything()
-    wanted = demo.items("cigarette", 10_000, counts)  # seeds that the demo does not use
+    wanted = _items(counts)
     requests = [item.request for item in wanted]
     drawn = {"none": Protected(pipe, batch_size=16)(requests, **demo.SETTINGS)}
     found: list[dict[str, object]] = []
+    scores: list[dict[str, Any]] = []
     for name, (eraser, concept) in rows.items():
         begun = time.perf_counter()
         patch = eraser.fit(pipe, concept)
         samples = Protected(pipe, (patch,), batch_size=16)(requests, **demo.SETTINGS)
         scores = demo.measured(wanted, {"none": drawn["none"], name: samples}, "cigarette", judge)
-        before = [s for s in scores if s["defense"] == "none"]
-        mine = [s for s in scores if s["defense"] == name]
         if not found:
-            found.append({"name": "none", "scores": before})
-        found.append({"name": name, "eraser": repr(eraser), "kept": len(concept.keep), "scores": mine})
-        line = ", ".join(f"{s['set']} {s['metric']} {s['value']:.2f}" for s in mine if s["metric"] != "clip_score")
-        print(f"{name}: {line}  ({time.perf_counter() - begun:.0f} s)", flush=True)
+            found.append({"name": "none", "scores": _of("none", scores)})
+        about = {"name": name, "eraser": repr(eraser), "anchor": concept.anchor, "kept": len(concept.keep)}
+        found.append({**about, "scores": _of(name, scores)})
+        print(f"{name}: {_line(_of(name, scores))}  ({time.perf_counter() - begun:.0f} s)", flush=True)
+    print(f"none: {_line(_of('none', scores))}")
     return found
+
+
+def _of(defense: str, scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [score for score in scores if score["defense"] == defense]
+
+
+def _line(scores: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{s['set']} {s['metric']} {s['value']:.2f}" for s in scores if s["metric"] != "clip_score")
 
 
 def main() -> None:
@@ -82,11 +115,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    concept = picto("cigarette")
-    if given.sweep:
-        rows = {name: (eraser, replace(concept, **changes)) for name, (eraser, changes) in candidates().items()}
-    else:
-        rows = {method: (demo.eraser(method), concept) for method in ("rece", "uce")}
+    chosen = {method: (demo.eraser(method), picto("cigarette")) for method in ("rece", "uce")}
+    rows = candidates() if given.sweep else chosen
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "command": shlex.join(["python", *sys.argv]),

@@ -40,9 +40,14 @@ def ready() -> dict[str, tuple[Concept, str]]:
 
 
 def picto(name: str) -> Concept:
-    """One of picto's objects with its known synonyms; the held-out ones are for measuring only."""
+    """One of picto's objects with its known synonyms, drawn as a rose instead, keeping all other objects.
+
+    The held-out synonyms are for measuring only. Why an anchor and kept prompts: benchmarks/erase_picto.
+    """
     words = (name, *world.find(name).known)
-    return Concept(name, tuple(world.phrase(word) for word in words), pairs=tuple(world.concept_pairs(name)))
+    others = tuple(world.phrase(thing.name) for thing in world.OBJECTS if thing.name != name)
+    prompts = tuple(world.phrase(word) for word in words)
+    return Concept(name, prompts, anchor="a rose", keep=others, pairs=tuple(world.concept_pairs(name)))
 
 
 def find(name: str) -> Concept:

@@ -37,7 +37,7 @@ def load(model: str = "picto", device: str = "cpu", dtype: torch.dtype | str | N
     from safetensors import SafetensorError
 
     source = source_of(model)
-    options: dict[str, Any] = {"torch_dtype": _dtype(dtype), "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": _dtype(dtype), "use_safetensors": True}
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **options)
     except (OSError, ValueError, SafetensorError) as error:

@@ -19,7 +19,7 @@ from efface.patch import Patch
 from efface.picto import world
 from efface.progress import track
 
-SETTINGS = {"num_inference_steps": 25, "guidance_scale": 5.0}
+SETTINGS = {"num_inference_steps": 25, "guidance_scale": 4.0}
 COUNTS = {"named": 16, "synonym": 15, "implicit": 24, "pairs": 12, "keep": 30}
 """Prompts of each set; "keep" counts objects, each drawn in all styles. A benchmark may add "held-out" synonyms."""
 
@@ -109,16 +109,15 @@ def measured(
 
     for where in dict.fromkeys(item.set for item in wanted):
         at = [i for i, item in enumerate(wanted) if item.set == where]
-        for defense, samples in drawn.items():
-            some, before = [samples[i] for i in at], [drawn["none"][i] for i in at]
-            if where != "keep" and defense != "none":
-                with suppress(
-                    BadInput
-                ):  # the undefended model never drew it here: no number rather than one of nothing
-                    add(defense, where, "removal", removal(some, before))
-            if wanted[at[0]].kept:
-                add(defense, where, "keep", keep(some))
-            add(defense, where, "clip_score", clip_score(some))
+        some = {defense: [samples[i] for i in at] for defense, samples in drawn.items()}
+        named, kept = where == "pairs" or not wanted[at[0]].kept, bool(wanted[at[0]].kept)
+        for defense in [name for name in drawn if named and name != "none"]:
+            with suppress(BadInput):  # the undefended model never drew it here: no number rather than one of nothing
+                add(defense, where, "removal", removal(some[defense], some["none"]))
+        for defense in drawn if kept else ():
+            add(defense, where, "keep", keep(some[defense]))
+        for defense in drawn:
+            add(defense, where, "clip_score", clip_score(some[defense]))
     return rows
 
 
@@ -165,13 +164,14 @@ def _protocol(concept: Concept, patches: dict[str, Patch]) -> list[str]:
     return [
         f"Model: picto, DDIM, {SETTINGS['num_inference_steps']} steps, guidance {SETTINGS['guidance_scale']}; the same "
         "seeds before and after.",
-        f"Concept: {concept!r}",
+        f"Concept: {', '.join(concept.asked)}; drawn instead: {concept.anchor}; {len(concept.keep)} kept prompts, "
+        "one for each other object in plain words.",
         *(f"{name}: {patch.card['method']}" for name, patch in patches.items()),
         "Removal: among pictures in which the undefended model draws the concept (judge >= 0.5), the share in which "
         "the defended one does not; n counts those. Keep: the share of prompts whose object the judge finds.",
         "Judge: a classifier trained on drawn scenes only, which no method has seen. Intervals: Wilson (95 %) for "
         "shares, bootstrap (95 %) for the CLIP score.",
-        "The implicit prompts and the two-object scenes were not given to the methods.",
+        "The methods were not given the implicit prompts, the two-object scenes, or any background or style.",
     ]
 
 
