@@ -44,6 +44,8 @@ def picto(name: str) -> Concept:
 
     The held-out synonyms are for measuring only. Why an anchor and kept prompts: benchmarks/erase_picto.
     """
+    if name not in world.SENSITIVE:
+        raise UnknownName("picto concept", name, world.SENSITIVE)
     words = (name, *world.find(name).known)
     others = tuple(world.phrase(thing.name) for thing in world.OBJECTS if thing.name != name)
     prompts = tuple(world.phrase(word) for word in words)

@@ -32,7 +32,8 @@ def test_no_prompt_says_a_held_out_synonym_unless_asked_to() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_writes_a_report_in_the_promised_schema(tmp_path: Path) -> None:
+def test_the_demo_writes_a_report_in_the_promised_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(demo.SETTINGS, "num_inference_steps", 10)
     found = demo.run(Folder.new(tmp_path / "run"), counts=FEW)
     written = json.loads((tmp_path / "run/report.json").read_text())
     assert written == json.loads(json.dumps(found))
