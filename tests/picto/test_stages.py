@@ -69,7 +69,7 @@ def test_stages_step_and_export_draws(tokens: CLIPTokenizer, tmp_path: Path) -> 
     for name, net in nets.items():
         net.save_pretrained(parts[name])
     export(parts, tmp_path / "weights")
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe("a dog", num_inference_steps=2, output_type="np").images
     assert drawn.shape == (1, 64, 64, 3)

@@ -104,7 +104,7 @@ def measured(
     def add(defense: str, where: str, metric: str, score: Score) -> None:
         rows.append({"defense": defense, "set": where, "metric": metric, **asdict(score)})
 
-    for where in dict.fromkeys(item.set for item in wanted):
+    for where in track(list(dict.fromkeys(item.set for item in wanted)), "measuring"):
         at = [i for i, item in enumerate(wanted) if item.set == where]
         some = {defense: [samples[i] for i in at] for defense, samples in drawn.items()}
         named, kept = where == "pairs" or not wanted[at[0]].kept, bool(wanted[at[0]].kept)
@@ -124,7 +124,7 @@ def _samples(
     """A row for each request: its pictures by defense, and whether the judge finds the set's object in each."""
     shown = {n: judge.scores([s.image for s in samples]) for n, samples in drawn.items()}
     rows = []
-    for i, item in enumerate(wanted):
+    for i, item in track(list(enumerate(wanted)), "saving pictures"):
         label = item.kept if item.set == "keep" else name
         saved = {n: folder.keep(samples[i], f"samples/{n}") for n, samples in drawn.items()}
         about = {"id": item.request.id, "set": item.set, "prompt": item.request.words, "seed": item.request.seed}

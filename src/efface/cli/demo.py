@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def run(
     out: _options.Folder = Path("demo-report"),
     concept: Annotated[str, typer.Option(help="One of picto's sensitive objects.")] = "cigarette",
     seed: _options.Seed = 0,
+    as_json: _options.Json = False,
 ) -> None:
     """Erase a concept from the bundled model, draw before and after, measure, and write one HTML report."""
     from efface.bench import report
@@ -24,5 +26,5 @@ def run(
     from efface.bench import demo
 
     found = demo.run(target, concept, seed)
-    _screen.out.print(report.markdown(found), markup=False, highlight=False)
-    _screen.out.print(f"[bold]{target.path / 'report.html'}[/]")
+    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else report.markdown(found))
+    _screen.err.print(f"[bold]{target.path / 'report.html'}[/]")

@@ -12,7 +12,7 @@ from efface import catalog, concepts
 from efface.cli import _options, _screen
 from efface.errors import UnknownName
 
-WHAT = (*catalog.FAMILIES, "concepts", "models")
+WHAT = (*catalog.FAMILIES, "concepts", "models", "suites")
 
 
 def run(
@@ -32,7 +32,9 @@ def run(
         table = Table(title=kind, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
         for name, about in rows.items():
             table.add_row(f"  [cyan]{name}[/]", about)
-        if rows:
+        if what and not rows:
+            table.add_row("  none yet", "")
+        if what or rows:
             _screen.out.print(table, "")
 
 
@@ -41,4 +43,6 @@ def _rows(kind: str) -> dict[str, str]:
         return {name: f"{', '.join(c.asked)}  ({source})" for name, (c, source) in concepts.ready().items()}
     if kind == "models":
         return {"picto": "the bundled model; or give a diffusers folder or a hub id (org/name) to --model"}
+    if kind == "suites":
+        return {}
     return {name: catalog.info(kind, name).summary for name in catalog.names(kind)}
