@@ -17,6 +17,7 @@ condition number is about 10⁵, of which float32 would lose most digits.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -228,41 +229,22 @@ def gram(pipe: Pipe, base: str) -> Tensor:
     return cache.cached("weight-gram", [base], compute)
 
 
-def patch(pipe: Pipe, T: Transform, card: Mapping[str, str]) -> Patch:
+def patch(pipe: Pipe, T: Transform, card: Mapping[str, str], begun: float) -> Patch:
     """W -> W T for every layer as low-rank factors (W U)(Vᵀ); the layers share the second."""
     layers = anatomy.text_projections(pipe)
     dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
     small = T.compressed(torch.finfo(dtype).eps / 10)  # smaller directions vanish when the factors are stored
     left, down = small.left.to(dtype), small.right.T.to(dtype).contiguous()
     deltas = {path: LowRank(layer.weight.detach().cpu().to(dtype) @ left, down) for path, layer in layers.items()}
-    return _finished(deltas, card)
+    return finished(deltas, card, begun)
 
 
-def tensor_patch(pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor, card: Mapping[str, str]) -> Patch:
-    """Technique "tensor": the target N Wᵀ loses its component along O Wᵀ, one scalar for each prompt and layer.
-
-    W' = W + W (N - O - a O)ᵀ Vᵀ with a = <O Wᵀ, N Wᵀ> / ||O Wᵀ||² over all rows of a prompt; V (D, m) stays shared.
-    """
-    layers = anatomy.text_projections(pipe)
-    dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
-    Q, R = torch.linalg.qr(V)  # (D, r), (r, m)
-    down = Q.T.to(dtype).contiguous()
-    deltas: dict[str, LowRank] = {}
-    for path, layer in layers.items():
-        W = layer.weight.detach().cpu()  # (out, D)
-        OW, NW = W.double() @ old.T, W.double() @ new.T  # (out, m)
-        sums = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64)
-        sums[0].index_add_(0, group, (OW * NW).sum(dim=0))
-        sums[1].index_add_(0, group, OW.square().sum(dim=0))
-        along = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[group]  # (m,)
-        deltas[path] = LowRank(((NW - (1 + along) * OW) @ R.T).to(dtype), down)
-    return _finished(deltas, card)
-
-
-def _finished(deltas: Mapping[str, LowRank], card: Mapping[str, str]) -> Patch:
+def finished(deltas: Mapping[str, LowRank], card: Mapping[str, str], begun: float) -> Patch:
+    """The patch, with rank and seconds on its card; raises EffaceError where a factor is not finite."""
     if not all(delta.up.isfinite().all() for delta in deltas.values()):
         raise EffaceError("the edit is not finite: the model's weights are damaged, or overflow")
-    return Patch(deltas, {**card, "rank": str(len(next(iter(deltas.values())).down))})
+    rank, seconds = len(next(iter(deltas.values())).down), time.perf_counter() - begun
+    return Patch(deltas, {**card, "rank": str(rank), "seconds": f"{seconds:.3f}"})
 
 
 def base_hash(pipe: Pipe) -> str:
@@ -271,7 +253,7 @@ def base_hash(pipe: Pipe) -> str:
     return cache.digest(*(part for path, layer in layers.items() for part in (path, layer.weight)))
 
 
-def card(eraser: Eraser, concepts: Sequence[Concept], base: str, seconds: float, condition: float) -> dict[str, str]:
+def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: float) -> dict[str, str]:
     """What a patch says about its making."""
     if condition > 1e12:
         warnings.warn(
@@ -284,7 +266,6 @@ def card(eraser: Eraser, concepts: Sequence[Concept], base: str, seconds: float,
         "concepts": "; ".join(repr(concept) for concept in concepts),
         "base": base,
         "condition": f"{condition:.1e}",
-        "seconds": f"{seconds:.3f}",
         "efface": __version__,
         "torch": torch.__version__,
     }

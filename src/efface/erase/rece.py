@@ -74,8 +74,8 @@ class RECE(Eraser):
             step, second = closed.edit(derived, anchor, kept, self.erase_scale, self.ridge)
             T = T.then(step)
             condition = max(condition, first, second)
-        card = closed.card(self, concepts, base, time.perf_counter() - begun, condition)
-        return closed.patch(pipe, T, card)
+        card = closed.card(self, concepts, base, condition)
+        return closed.patch(pipe, T, card, begun)
 
 
 PRESETS: dict[str, RECE] = {

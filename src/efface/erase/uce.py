@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from efface import anatomy
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
+from efface.patch import LowRank, Patch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
-
-    from efface.patch import Patch
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -59,7 +63,7 @@ class UCE(Eraser):
 
         Raises BadInput for settings that make the equations singular, DoesNotFit for a model without text projections.
         """
-        start = time.perf_counter()
+        begun = time.perf_counter()
         closed.check(self, positive=("erase_scale", "ridge"), natural=("preserve_scale",))
         # The code of 2023 always keeps the empty prompt; that of 2025, which edits one row, keeps nothing unasked.
         words = closed.Words.of(pipe, concepts, TEMPLATES[self.templates], empty=self.rows != "last")
@@ -69,11 +73,34 @@ class UCE(Eraser):
         base = closed.base_hash(pipe)
         if self.technique == "tensor":
             V, condition = closed.solve(old, kept, self.erase_scale, self.ridge)
-            card = closed.card(self, concepts, base, time.perf_counter() - start, condition)
-            return closed.tensor_patch(pipe, old, new, V, group, card)
+            card = closed.card(self, concepts, base, condition)
+            return _tensor(pipe, old, new, V, group, card, begun)
         T, condition = closed.edit(old, new, kept, self.erase_scale, self.ridge)
-        card = closed.card(self, concepts, base, time.perf_counter() - start, condition)
-        return closed.patch(pipe, T, card)
+        card = closed.card(self, concepts, base, condition)
+        return closed.patch(pipe, T, card, begun)
+
+
+def _tensor(
+    pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor, card: Mapping[str, str], begun: float
+) -> Patch:
+    """Technique "tensor": the target N Wᵀ loses its component along O Wᵀ, one scalar for each prompt and layer.
+
+    W' = W + W (N - O - a O)ᵀ Vᵀ with a = <O Wᵀ, N Wᵀ> / ||O Wᵀ||² over all rows of a prompt; V (D, m) stays shared.
+    """
+    layers = anatomy.text_projections(pipe)
+    dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
+    Q, R = torch.linalg.qr(V)  # (D, r), (r, m)
+    down = Q.T.to(dtype).contiguous()
+    deltas: dict[str, LowRank] = {}
+    for path, layer in layers.items():
+        W = layer.weight.detach().cpu()  # (out, D)
+        OW, NW = W.double() @ old.T, W.double() @ new.T  # (out, m)
+        sums = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64)
+        sums[0].index_add_(0, group, (OW * NW).sum(dim=0))
+        sums[1].index_add_(0, group, OW.square().sum(dim=0))
+        along = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[group]  # (m,)
+        deltas[path] = LowRank(((NW - (1 + along) * OW) @ R.T).to(dtype), down)
+    return closed.finished(deltas, card, begun)
 
 
 PRESETS: dict[str, UCE] = {
