@@ -55,7 +55,7 @@ def imagine(rng: random.Random) -> Picture:
         if rng.random() < 0.05:
             subject = f"a picture of {subject}"
     said = background if background != "white" or rng.random() < 0.3 else ""
-    return Picture(names, style, background, caption(subject, said, style if rng.random() < 0.5 else ""))
+    return Picture(names, style, background, caption(subject, said, style if rng.random() < 0.8 else ""))
 
 
 def draw(picture: Picture, sprites: Sprites, rng: random.Random) -> np.ndarray:
