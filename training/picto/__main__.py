@@ -27,11 +27,11 @@ SHIPPED = HERE.parents[1] / "src" / "efface" / "picto" / "weights"
 
 WAVES = (("vae", "clip"), ("tagger", "judge"), ("unet",))  # stages of one wave do not need each other
 BUDGETS = {
-    "vae": Budget(16, rate=2e-3, average=0.998),
-    "clip": Budget(13, rate=1e-3, average=0.998),
+    "vae": Budget(12, rate=2e-3, average=0.998),
+    "clip": Budget(12, rate=1e-3, average=0.998),
     "tagger": Budget(5, rate=2e-3, average=0.998),
     "judge": Budget(5, rate=2e-3, average=0.998),
-    "unet": Budget(70, rate=1e-3, average=0.999),
+    "unet": Budget(76, rate=1e-3, average=0.999),
 }
 CLASSES = {
     "vae": AutoencoderKL,

@@ -28,14 +28,14 @@ _LABELS = {
 
 
 def new_tagger() -> ResNetForImageClassification:
-    """A residual network of plain 3 x 3 convolutions, 1.2 M parameters."""
+    """A residual network of plain 3 x 3 convolutions, 1 M parameters."""
     return ResNetForImageClassification(
         ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 160], depths=[1, 2, 2], layer_type="basic", **_LABELS)
     )
 
 
 def new_judge() -> RegNetForImageClassification:
-    """A RegNetY: grouped convolutions with squeeze-and-excitation, 0.7 M parameters."""
+    """A RegNetY: grouped convolutions with squeeze-and-excitation, 0.3 M parameters."""
     return RegNetForImageClassification(
         RegNetConfig(
             embedding_size=32, hidden_sizes=[48, 96, 192], depths=[1, 2, 2], groups_width=16, layer_type="y", **_LABELS

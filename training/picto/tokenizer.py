@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-LENGTH = 24  # tokens, with start and end: the longest caption takes 21
+LENGTH = 24  # tokens, with start and end: the longest caption takes 20
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

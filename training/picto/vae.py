@@ -13,7 +13,7 @@ from training.picto.render import Sprites, batch
 
 
 def new() -> AutoencoderKL:
-    """0.6 M parameters; 64 x 64 pixels to latents (8, 16, 16). No attention: drawings are local."""
+    """0.7 M parameters; 64 x 64 pixels to latents (8, 16, 16). No attention: drawings are local."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
