@@ -74,6 +74,7 @@ def test_stages_step_and_export_draws(tokens: CLIPTokenizer, tmp_path: Path) -> 
     drawn = pipe("a dog", num_inference_steps=2, output_type="np").images
     assert drawn.shape == (1, 64, 64, 3)
     assert not (tmp_path / "weights.part").exists()
+    assert not [file for file in (tmp_path / "weights").rglob("*.json") if str(tmp_path) in file.read_text()]
 
 
 def test_v_is_what_the_schedule_inverts() -> None:

@@ -48,6 +48,10 @@ def export(parts: Mapping[str, Path], folder: Path) -> None:
     for name, kind in (("tagger", ResNetForImageClassification), ("judge", RegNetForImageClassification)):
         kind.from_pretrained(parts[name]).half().save_pretrained(part / name)
         _describe(part / name, "ViTImageProcessor")
+    for config in part.glob("*/config.json"):
+        settings = json.loads(config.read_text())
+        settings.pop("_name_or_path", None)  # diffusers notes the folder that a part was loaded from
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
