@@ -3,7 +3,7 @@
     python benchmarks/erase_picto/run.py                 the chosen settings, full size -> results/chosen.json
     python benchmarks/erase_picto/run.py --sweep         the trade-off: settings x removal x keep -> results/sweep.json
 
-Full size: 110 named, 72 known-synonym, 72 held-out, 108 implicit prompts, 24 pairs, all other objects in three styles.
+Full size: 110 named, 72 known-synonym, 72 held-out, 150 implicit prompts, 24 pairs, all other objects in three styles.
 The set "unlisted" is every second other object: the concept lists it as kept in all settings but "half".
 """
 
@@ -31,7 +31,7 @@ from efface.erase.uce import UCE
 from efface.generate import Protected
 from efface.picto import world
 
-FULL = {"named": 110, "synonym": 72, "held-out": 72, "implicit": 108, "pairs": 24, "keep": len(world.OBJECTS) - 1}
+FULL = {"named": 110, "synonym": 72, "held-out": 72, "implicit": 150, "pairs": 24, "keep": len(world.OBJECTS) - 1}
 SMALL = {"named": 24, "synonym": 24, "held-out": 18, "implicit": 24, "pairs": 6, "keep": 18}
 RESULTS = Path(__file__).parent / "results"
 
