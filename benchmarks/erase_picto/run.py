@@ -57,6 +57,7 @@ def candidates() -> dict[str, tuple[Eraser, Concept]]:
         {"reg": 1e-3},
         {"reg": 1.0},
         {"erase_scale": 0.2},
+        {"preserve_scale": 0.3},
         {"preserve_scale": 1.0},
     ):
         ((name, value),) = knob.items()
@@ -112,21 +113,26 @@ def main() -> None:
     """Run and write the result beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="store_true", help="the trade-off over settings, at a fifth of the size")
+    parser.add_argument("--only", default="", help="measure the settings whose name holds this; keep the file's others")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     chosen = {method: (demo.eraser(method), picto("cigarette")) for method in ("rece", "uce")}
     rows = candidates() if given.sweep else chosen
+    rows = {name: row for name, row in rows.items() if given.only in name}
+    target = RESULTS / ("sweep.json" if given.sweep else "chosen.json")
+    older = json.loads(target.read_text())["rows"] if given.only and target.exists() else []
+    found = measure(rows, SMALL if given.sweep else FULL)
+    again = {row["name"] for row in found}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit,
         "machine": f"{platform.machine()}, {given.threads} threads, torch {torch.__version__}",
         "settings": demo.SETTINGS,
-        "rows": measure(rows, SMALL if given.sweep else FULL),
+        "rows": [found[0], *(row for row in older if row["name"] not in again), *found[1:]],
     }
     RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / ("sweep.json" if given.sweep else "chosen.json")
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(target)
 
