@@ -58,6 +58,7 @@ def candidates() -> dict[str, tuple[Eraser, Concept]]:
         {"reg": 1.0},
         {"erase_scale": 0.2},
         {"preserve_scale": 0.3},
+        {"preserve_scale": 0.5},
         {"preserve_scale": 1.0},
     ):
         ((name, value),) = knob.items()
@@ -71,11 +72,11 @@ def _unlisted() -> set[str]:
 
 
 def _items(counts: dict[str, int]) -> list[demo.Item]:
-    """The demo's sets with seeds it does not use; kept objects that the half list leaves out are a set of their own."""
+    """The demo's sets with seeds of their own, so that settings are not judged by what chose them; kept objects that the half list leaves out are a set of their own."""
     left_out = _unlisted()
     return [
         replace(item, set="unlisted") if item.set == "keep" and world.phrase(item.kept) in left_out else item
-        for item in demo.items("cigarette", 10_000, counts)
+        for item in demo.items("cigarette", 20_000 if counts is FULL else 10_000, counts)
     ]
 
 
