@@ -72,7 +72,10 @@ def _unlisted() -> set[str]:
 
 
 def _items(counts: dict[str, int]) -> list[demo.Item]:
-    """The demo's sets with seeds of their own, so that settings are not judged by what chose them; kept objects that the half list leaves out are a set of their own."""
+    """The demo's sets with other seeds, the full size's apart from the sweep's: settings are not judged by what chose them.
+
+    Kept objects that the half list leaves out are a set of their own.
+    """
     left_out = _unlisted()
     return [
         replace(item, set="unlisted") if item.set == "keep" and world.phrase(item.kept) in left_out else item
