@@ -72,7 +72,7 @@ def _unlisted() -> set[str]:
 
 
 def _items(counts: dict[str, int]) -> list[demo.Item]:
-    """The demo's sets with other seeds, the full size's apart from the sweep's: settings are not judged by what chose them.
+    """The demo's sets with other seeds; the full size has its own, so that settings are not judged by what chose them.
 
     Kept objects that the half list leaves out are a set of their own.
     """
