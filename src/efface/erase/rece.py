@@ -84,8 +84,7 @@ PRESETS: dict[str, RECE] = {
     "unsafe": RECE(epochs=2, reg=0.1, preserve_scale=1.1),  # eleven words, the empty prompt kept eleven times at 0.1
     "style": RECE(epochs=1, reg=1e-3, start_preserve_scale=0.1),  # guide "art", all other artists kept at 0.1
     "object": RECE(epochs=1, reg=1e-3),  # hard objects: church, garbage truck
-    "picto": RECE(
-        preserve_scale=0.5
-    ),  # ours: with 0.1 picto loses more than five points elsewhere, benchmarks/erase_picto
+    # ours: with 0.1 picto loses more than five points elsewhere, benchmarks/erase_picto
+    "picto": RECE(preserve_scale=0.5),
     "easy-object": RECE(epochs=1, reg=0.1),  # English springer, golf ball, parachute
 }
