@@ -58,7 +58,7 @@ def candidates() -> dict[str, tuple[Eraser, Concept]]:
         {"reg": 1.0},
         {"erase_scale": 0.2},
         {"preserve_scale": 0.3},
-        {"preserve_scale": 0.7},
+        {"preserve_scale": 0.5},
         {"preserve_scale": 1.0},
     ):
         ((name, value),) = knob.items()
