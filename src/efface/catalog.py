@@ -73,6 +73,11 @@ def load(family: str, name: str) -> type:
     return getattr(importlib.import_module(f"efface.{family}.{name}"), cls)
 
 
+def presets(family: str, name: str) -> Mapping[str, Any]:
+    """The presets of a method, by name; empty where its file has none. This imports it, and torch with it."""
+    return getattr(importlib.import_module(f"efface.{family}.{name}"), "PRESETS", {})
+
+
 def by_class(family: str, cls: str) -> type:
     """The class of a family by its own name, for `from efface.erase import RECE`."""
     for name in names(family):

@@ -108,10 +108,10 @@ class Protected:
 
     def _encode(self, prompts: Sequence[str | Soft]) -> Text:
         """Each distinct prompt once; rows in the order of the prompts."""
-        distinct = list({id(p) if isinstance(p, Soft) else p: p for p in prompts}.values())
-        text = anatomy.encode(self.pipe, distinct)
-        at = {id(p) if isinstance(p, Soft) else p: i for i, p in enumerate(distinct)}
-        return text[torch.tensor([at[id(p) if isinstance(p, Soft) else p] for p in prompts])]
+        keys = [id(p) if isinstance(p, Soft) else p for p in prompts]
+        distinct = dict(zip(keys, prompts, strict=True))
+        at = {key: i for i, key in enumerate(distinct)}
+        return anatomy.encode(self.pipe, list(distinct.values()))[torch.tensor([at[key] for key in keys])]
 
     def _draw(self, requests: Sequence[Request], text: Text) -> list[tuple[Image | None, tuple[Verdict, ...]]]:
         negative = self._encode([r.negative for r in requests])

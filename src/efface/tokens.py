@@ -35,10 +35,9 @@ def cut_words(tokenizer: Any, prompt: str) -> str:
     """The words at the end of the prompt that the encoder's window cannot hold; empty if all fit."""
     if len(prompt) < tokenizer.model_max_length - 1:  # a token is at least one character, two are the markers
         return ""
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    special = len(ids) - len(tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids)
-    room = tokenizer.model_max_length - special
+    whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
     body = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
+    room = tokenizer.model_max_length - (len(whole) - len(body))
     return tokenizer.decode(body[room:]).strip()
 
 

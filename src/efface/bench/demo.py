@@ -10,7 +10,7 @@ from typing import Any
 from efface import models
 from efface.bench import report
 from efface.bench.store import Folder
-from efface.catalog import load
+from efface.catalog import load, presets
 from efface.concepts import picto
 from efface.core import Concept, Detector, Eraser, Request, Sample, Score
 from efface.errors import BadInput
@@ -81,10 +81,7 @@ def run(folder: Folder, name: str = "cigarette", seed: int = 0, counts: Mapping[
 
 def eraser(method: str) -> Eraser:
     """picto's own settings of a method where it has some, its defaults otherwise."""
-    import importlib
-
-    cls = load("erase", method)
-    return importlib.import_module(cls.__module__).PRESETS.get("picto", cls())
+    return presets("erase", method).get("picto") or load("erase", method)()
 
 
 def seeing_everything() -> Detector:

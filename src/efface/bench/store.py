@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from efface.errors import BadInput, EffaceError
 
 if TYPE_CHECKING:
-    from efface.core import Sample
+    from efface.core import Sample, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,5 +58,10 @@ class Folder:
             png = BytesIO()
             sample.image.save(png, format="PNG", pnginfo=info)
             file = self.write(f"{where}/{request.id}.png", png.getvalue()).relative_to(self.path).as_posix()
-        verdicts = [{**asdict(v), "score": None if isnan(v.score) else v.score} for v in sample.verdicts]
+        verdicts = [plain(verdict) for verdict in sample.verdicts]
         return {"id": request.id, "prompt": request.words, "seed": request.seed, "file": file, "verdicts": verdicts}
+
+
+def plain(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON can hold it: a score that is NaN becomes null."""
+    return {**asdict(verdict), "score": None if isnan(verdict.score) else verdict.score}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from math import isnan
 from time import monotonic
 from typing import Any
 
@@ -76,9 +74,3 @@ def reason(verdicts: Sequence[Verdict]) -> str:
     """Who objected to what, with score and threshold."""
     against = [v for v in verdicts if not v.allowed]
     return "; ".join(f"{v.by}: {v.label}, score {v.score:.2f} >= {v.threshold:.2f}" for v in against)
-
-
-def plain(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON can hold it: a score that is NaN becomes null."""
-    score = None if isnan(verdict.score) else verdict.score
-    return {**asdict(verdict), "score": score, "note": dict(verdict.note)}

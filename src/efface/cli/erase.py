@@ -61,13 +61,9 @@ def run(
 
 
 def _eraser(info: catalog.Info, preset: str, settings: dict[str, Any]) -> Any:
-    cls = catalog.load("erase", info.name)
     if not preset:
-        return cls(**settings)
-    import importlib
-
-    presets = importlib.import_module(cls.__module__).PRESETS
-    return replace(presets[preset], **settings)
+        return catalog.load("erase", info.name)(**settings)
+    return replace(catalog.presets("erase", info.name)[preset], **settings)
 
 
 def _help(ctx: typer.Context, method: str) -> None:

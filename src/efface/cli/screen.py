@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from efface.bench.store import plain
 from efface.cli import _options, _screen
 from efface.errors import BadInput
 
@@ -38,7 +39,7 @@ def run(
         verdicts = [g.judge([_open(item) if kind == "image" else item])[0] for g in able]
         rows.append((item, verdicts))
     if as_json:
-        print(json.dumps([{"item": i, "verdicts": [_screen.plain(v) for v in found]} for i, found in rows], indent=2))
+        print(json.dumps([{"item": i, "verdicts": [plain(v) for v in found]} for i, found in rows], indent=2))
     else:
         for item, found in rows:
             bad = any(not v.allowed for v in found)
