@@ -24,7 +24,7 @@ def own(pipe: Any, prompts: list[str]) -> torch.Tensor:
 def test_encode_is_the_pipelines_own(dtype: torch.dtype) -> None:
     pipe = tiny_pipeline(dtype)
     with torch.no_grad():
-        text = anatomy.encode(pipe, PROMPTS)
+        text = anatomy.of(pipe).encode(PROMPTS)
     assert text.states.shape == (3, WINDOW, WIDTH)
     assert text.states.dtype == dtype
     assert torch.equal(text.states, own(pipe, PROMPTS))
@@ -34,7 +34,7 @@ def test_encode_of_an_encoder_that_masks_its_padding_is_the_pipelines_own() -> N
     pipe = tiny_pipeline()
     pipe.text_encoder.config.use_attention_mask = True
     with torch.no_grad():
-        assert torch.equal(anatomy.encode(pipe, PROMPTS).states, own(pipe, PROMPTS))
+        assert torch.equal(anatomy.of(pipe).encode(PROMPTS).states, own(pipe, PROMPTS))
 
 
 def test_encode_mixes_texts_and_soft_prompts() -> None:
@@ -42,7 +42,7 @@ def test_encode_mixes_texts_and_soft_prompts() -> None:
     table = pipe.text_encoder.get_input_embeddings().weight
     dog = pipe.tokenizer("dog", add_special_tokens=False).input_ids
     with torch.no_grad():
-        text = anatomy.encode(pipe, ["cat", Soft("a red <x>", {"<x>": table[dog]}), "art"])
+        text = anatomy.of(pipe).encode(["cat", Soft("a red <x>", {"<x>": table[dog]}), "art"])
     torch.testing.assert_close(text.states, own(pipe, ["cat", "a red dog", "art"]), atol=1e-5, rtol=0)
 
 
@@ -50,7 +50,7 @@ def test_prefix_states_are_the_leading_rows() -> None:
     pipe = tiny_pipeline()
     with torch.no_grad():
         states, mask = anatomy.prefix_states(pipe, PROMPTS)
-        full = anatomy.encode(pipe, PROMPTS).states
+        full = anatomy.of(pipe).encode(PROMPTS).states
     longest = int(mask.sum(1).max())
     assert states.shape == (3, longest, WIDTH)
     assert longest < WINDOW
@@ -61,10 +61,10 @@ def test_denoise_is_the_unets_prediction() -> None:
     pipe = tiny_pipeline()
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        text = anatomy.encode(pipe, PROMPTS)
+        text = anatomy.of(pipe).encode(PROMPTS)
         plain = pipe.unet(latents, 7, encoder_hidden_states=own(pipe, PROMPTS)).sample
-        assert torch.equal(anatomy.denoise(pipe, latents, 7, text), plain)
-        assert torch.equal(anatomy.denoise(pipe, latents, torch.tensor([7, 7, 7]), text), plain)
+        assert torch.equal(anatomy.of(pipe).denoise(latents, 7, text), plain)
+        assert torch.equal(anatomy.of(pipe).denoise(latents, torch.tensor([7, 7, 7]), text), plain)
 
 
 def test_gradients_flow_from_a_picture_to_the_embeddings() -> None:
@@ -72,8 +72,8 @@ def test_gradients_flow_from_a_picture_to_the_embeddings() -> None:
     ids = pipe.tokenizer("a dog", padding="max_length", return_tensors="pt").input_ids
     embeddings = pipe.text_encoder.get_input_embeddings()(ids).clone().requires_grad_()
     latents = torch.zeros(1, 4, 8, 8, requires_grad=True)
-    text = anatomy.encode_ids(pipe, ids, embeddings=embeddings)
-    anatomy.denoise(pipe, latents, 7, text).square().sum().backward()
+    text = anatomy.of(pipe).encode_tokens([ids, embeddings=embeddings)
+    anatomy.of(pipe).denoise(latents, 7, text).square().sum().backward()
     assert embeddings.grad is not None
     assert latents.grad is not None
     assert (embeddings.grad[0, :4].abs().sum(dim=1) > 0).all()  # every word matters
@@ -83,7 +83,7 @@ def test_gradients_flow_from_a_picture_to_the_embeddings() -> None:
 def test_text_projections_are_all_keys_and_values_of_cross_attention() -> None:
     pipe = tiny_pipeline()
     parameters = dict(pipe.unet.named_parameters())
-    found = anatomy.text_projections(pipe)
+    found = anatomy.of(pipe).readers()
     expected = {f"unet.{n}" for n in parameters if "attn2.to_k" in n or "attn2.to_v" in n}
     assert set(found) == expected
     assert len(found) == 8
@@ -129,8 +129,8 @@ def test_other_families_do_not_fit(make: Any, ask: Any) -> None:
 def test_denoiser_and_encoders_are_the_pipelines_parts() -> None:
     pipe = tiny_pipeline()
     assert isinstance(pipe, StableDiffusionPipeline)
-    assert anatomy.denoiser(pipe) is pipe.unet
-    assert anatomy.encoders(pipe) == [(pipe.tokenizer, pipe.text_encoder)]
+    assert anatomy.of(pipe).denoiser is pipe.unet
+    assert anatomy.of(pipe).encoders == [(pipe.tokenizer, pipe.text_encoder)]
 
 
 def text(rows: int, offset: float, full: bool) -> anatomy.Text:

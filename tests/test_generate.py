@@ -14,6 +14,7 @@ from efface.errors import BadInput, UnknownName
 from efface.generate import Protected
 from efface.guard import Guard
 from efface.patch import Patch
+from efface.tokens import Tokens
 from tests import tiny
 
 FAST = {"num_inference_steps": 2}
@@ -236,13 +237,13 @@ def test_opened_lets_gradients_flow_with_the_patches_on(pipe: Any) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     patch = strong_patch(pipe)
     with Protected(pipe, (patch,)).opened() as white:
-        predicted = white.denoise(latents, 500, white.encode(ids, embeddings))
+        predicted = white.denoise(latents, 500, white.encode(Tokens(ids, embeddings=embeddings)))
         predicted.square().sum().backward()
     assert embeddings.grad is not None and embeddings.grad.abs().sum() > 0
     with torch.no_grad():
-        text = anatomy.encode_ids(pipe, ids)
-        stock = anatomy.denoise(pipe, latents, 500, text)
+        text = anatomy.of(pipe).encode_tokens([Tokens(ids)])
+        stock = anatomy.of(pipe).denoise(latents, 500, text)
         with patch.on(pipe):
-            patched = anatomy.denoise(pipe, latents, 500, text)
+            patched = anatomy.of(pipe).denoise(latents, 500, text)
     torch.testing.assert_close(predicted.detach(), patched, atol=1e-5, rtol=0)
     assert (patched - stock).abs().max() > 1e-3

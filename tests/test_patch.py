@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from efface import patch as patch_module
+from efface import stack
 from efface.errors import BadInput, DoesNotFit, EffaceError
 from efface.patch import LowRank, Patch
 from tests.tiny import tiny_pipeline
@@ -153,8 +153,8 @@ def test_weights_cast_while_a_patch_is_on_come_back_in_their_new_precision() -> 
 def test_nothing_is_remembered_after_a_patch_is_off() -> None:
     pipe = tiny_pipeline()
     with low_rank(1).on(pipe):
-        assert any(patch_module._stacks.get(m) for m in pipe.unet.modules())
-    assert not any(patch_module._stacks.get(m) for m in pipe.unet.modules())
+        assert any(stack._stacks.get(m) for m in pipe.unet.modules())
+    assert not any(stack._stacks.get(m) for m in pipe.unet.modules())
 
 
 def test_sum_and_scale_equal_the_dense_ones() -> None:
@@ -271,9 +271,9 @@ def test_between_with_a_rank_keeps_the_largest_directions() -> None:
 
 
 def test_between_different_architectures_names_the_layer() -> None:
-    with pytest.raises(DoesNotFit, match="differ in more than their weights"):
+    with pytest.raises(DoesNotFit, match="two different architectures"):
         Patch.between(tiny_pipeline(width=32).unet, tiny_pipeline(width=64).unet, "unet")
-    with pytest.raises(DoesNotFit, match="differ in more than their weights"):
+    with pytest.raises(DoesNotFit, match="two different architectures"):
         Patch.between(tiny_pipeline().unet, tiny_pipeline().vae, "unet")
 
 

@@ -83,7 +83,7 @@ class Diary(Guidance):
 
 def encoded(pipe: Any, prompt: str) -> tuple[Text, ...]:
     with torch.no_grad():
-        return (anatomy.encode(pipe, [prompt]),)
+        return (anatomy.of(pipe).encode([prompt]),)
 
 
 def draw(pipe: Any, *prompts: str, scale: float = 7.5, steps: int = STEPS) -> Tensor:
@@ -97,7 +97,7 @@ def draw(pipe: Any, *prompts: str, scale: float = 7.5, steps: int = STEPS) -> Te
 def by_hand(pipe: Any, prompt: str, edit: Any, scale: float = 7.5, steps: int = STEPS) -> Tensor:
     """A dense loop with one denoiser call for each row: `edit(text, null, predict)` gives the prompt's prediction."""
     with torch.no_grad():
-        states = {p: anatomy.encode(pipe, [p]).states for p in ("", prompt)}
+        states = {p: anatomy.of(pipe).encode([p]).states for p in ("", prompt)}
         pipe.scheduler.set_timesteps(steps)
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         for t in pipe.scheduler.timesteps:
@@ -312,7 +312,7 @@ def test_rows_of_a_direct_call_are_all_prompts_however_the_last_picture_was_guid
     diary = Diary()
     text = Text.cat([*encoded(pipe, "a dog"), *encoded(pipe, "a cat")])
     with torch.no_grad(), diary.on(pipe):
-        anatomy.denoise(pipe, torch.randn(2, 4, 8, 8), 500, text)
+        anatomy.of(pipe).denoise(torch.randn(2, 4, 8, 8), 500, text)
     ((_, _, scale, rows, guided, _),) = diary.seen
     assert (scale, rows, guided) == (1.0, 2, False)
 
@@ -323,8 +323,8 @@ def test_timesteps_with_a_row_for_each_picture_are_extended(pipe: Any) -> None:
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([500, 100])
     with torch.no_grad():
         with away.on(pipe):
-            steered = anatomy.denoise(pipe, latents, timesteps, text)
-        plain = anatomy.denoise(pipe, latents, timesteps, text)
+            steered = anatomy.of(pipe).denoise(latents, timesteps, text)
+        plain = anatomy.of(pipe).denoise(latents, timesteps, text)
         (states,) = away.states
-        concept = anatomy.denoise(pipe, latents, timesteps, states[torch.zeros(2, dtype=torch.long)])
+        concept = anatomy.of(pipe).denoise(latents, timesteps, states[torch.zeros(2, dtype=torch.long)])
     torch.testing.assert_close(steered, plain - 0.5 * (concept - plain), atol=1e-5, rtol=0)

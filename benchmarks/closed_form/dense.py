@@ -17,7 +17,7 @@ from efface import anatomy
 
 def projections(pipe: Any) -> list[Tensor]:
     """The weights (out, D) of every layer that reads the text."""
-    return [layer.weight.detach().clone() for layer in anatomy.text_projections(pipe).values()]
+    return [layer.weight.detach().clone() for layer in anatomy.of(pipe).readers().values()]
 
 
 def states(pipe: Any, *prompts: str) -> tuple[Tensor, list[int]]:

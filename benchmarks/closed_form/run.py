@@ -123,7 +123,7 @@ class Row:
 
 def time_efface(pipe: Any, case: Case) -> Row:
     saved = dense.projections(pipe)
-    layers = anatomy.text_projections(pipe).values()
+    layers = anatomy.of(pipe).readers().values()
     clocks, totals, walls, peak, made = [], [], [], 0, None
     for repeat in range(case.repeats):
         with tempfile.TemporaryDirectory() as empty, ExitStack() as stack:

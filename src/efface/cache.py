@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,26 +37,26 @@ def digest(*parts: str | Tensor) -> str:
     return sha.hexdigest()
 
 
-def cached(kind: str, key: Iterable[str], make: Callable[[], Tensor]) -> Tensor:
-    """The tensor that `make()` gives, from disk where the same key was asked for before."""
+def cached(kind: str, key: Iterable[str], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The tensors that `make()` gives, from disk where the same key was asked for before."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     path = folder() / kind / f"{digest(*key)}.safetensors"
     try:
-        return load_file(path)["tensor"]
+        return load_file(path)
     except FileNotFoundError:
         pass
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError) as error:
         log.warning("cache file %s cannot be read (%s): computing it again", path, error)
-    tensor = make().contiguous()
+    made = {name: tensor.contiguous() for name, tensor in make().items()}
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tensor": tensor}, part)
+        save_file(made, part)
         part.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             part.unlink()
         log.warning("not cached in %s: %s", path.parent, error)
-    return tensor
+    return made

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface import models
+from efface import models, tokens
 from efface.errors import DoesNotFit, EffaceError
-from efface.tokens import tokenize
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -61,8 +60,8 @@ class Clip:
         """Unit rows (N, D) of prompts; words beyond the window are cut, with a warning that names them."""
         rows = []
         for start in range(0, len(prompts), BATCH):
-            ids, mask = tokenize(self.tokenizer, prompts[start : start + BATCH])
-            out = self.model.text_model(ids.to(self.model.device), attention_mask=mask.to(self.model.device))
+            read = tokens.tokenize(self.tokenizer, prompts[start : start + BATCH])
+            out = tokens.encode(self.model.text_model, read, masked=True)
             rows.append(self.model.text_projection(out.pooler_output))
         return self._unit(rows)
 

@@ -18,6 +18,7 @@ from efface.anatomy import Text
 from efface.core import Defense, Request, Sample, Soft, Verdict
 from efface.errors import BadInput, UnknownName
 from efface.progress import track
+from efface.tokens import Tokens
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -111,14 +112,15 @@ class Protected:
         keys = [id(p) if isinstance(p, Soft) else p for p in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
         at = {key: i for i, key in enumerate(distinct)}
-        return anatomy.encode(self.pipe, list(distinct.values()))[torch.tensor([at[key] for key in keys])]
+        return anatomy.of(self.pipe).encode(list(distinct.values()))[torch.tensor([at[key] for key in keys])]
 
     def _draw(self, requests: Sequence[Request], text: Text) -> list[tuple[Image | None, tuple[Verdict, ...]]]:
-        negative = self._encode([r.negative for r in requests])
+        family = anatomy.of(self.pipe)
+        negative = family.unprompted([r.negative for r in requests])
         # On the CPU whatever the device, so that a seed means the same noise everywhere.
         generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
         out: Any = self.pipe(  # type: ignore[operator]
-            **anatomy.arguments(text, negative), generator=generators, output_type="pil", **requests[0].settings
+            **family.arguments(text, negative), generator=generators, output_type="pil", **requests[0].settings
         )
         flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
         # The pipeline's own safety checker stays on; where it fired it has painted the picture black: a block instead.
@@ -135,13 +137,13 @@ class White:
 
     pipe: Pipe
 
-    def encode(self, ids: Tensor, embeddings: Tensor | None = None) -> Text:
-        """Text states of ids (B, L), or of embeddings (B, L, D) in their place."""
-        return anatomy.encode_ids(self.pipe, ids, embeddings=embeddings)
+    def encode(self, *read: Tokens) -> Text:
+        """The text of what each text encoder reads: ids (B, L), or embeddings (B, L, D) in their place."""
+        return anatomy.of(self.pipe).encode_tokens(read)
 
     def denoise(self, latents: Tensor, timestep: Tensor | int, text: Text) -> Tensor:
         """The denoiser's prediction (B, C, h, w)."""
-        return anatomy.denoise(self.pipe, latents, timestep, text)
+        return anatomy.of(self.pipe).denoise(latents, timestep, text)
 
 
 def _refused(verdicts: Sequence[Verdict]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -69,7 +69,7 @@ class Guidance(Defense, ABC):
     @contextmanager
     def on(self, pipe: Pipe) -> Iterator[None]:
         """Inside: every picture the pipeline draws is steered. Guidances stack in the order of entry."""
-        network = anatomy.denoiser(pipe)
+        network = anatomy.of(pipe).denoiser
         chain = _chains.setdefault(network, _Chain(pipe))
         chain.enter(self)
         try:
@@ -94,9 +94,10 @@ class _Chain:
     def enter(self, guidance: Guidance) -> None:
         self.links.append((guidance, {}))
         if not self.handles:
-            network = anatomy.denoiser(self.pipe)
+            network = anatomy.of(self.pipe).denoiser
             self.handles = [
-                network.register_forward_pre_hook(self.before, with_kwargs=True),
+                # First, so that whatever else changes the call (a map of the texts) sees the added rows too.
+                network.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
                 network.register_forward_hook(self.after, with_kwargs=True),
             ]
 
@@ -110,31 +111,30 @@ class _Chain:
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Add the rows that the guidances want to the call."""
-        latents, timestep = args
+        family = anatomy.of(self.pipe)
+        call = family.take(args, kwargs)
         # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
         guided = kwargs.get("return_dict") is False and getattr(self.pipe, "do_classifier_free_guidance", False)
         scale = float(self.pipe.guidance_scale) if guided else 1.0
-        B = len(latents) // 2 if guided else len(latents)
-        text = Text(kwargs["encoder_hidden_states"][-B:])
-        index, count = self._position(timestep)
+        B = len(call.latents) // 2 if guided else len(call.latents)
+        index, count = self._position(call.timestep)
         if index <= self.index:  # no step follows itself or a later one: another picture has begun
             for _, memory in self.links:
                 memory.clear()
         self.index = index
-        self.step = Step(index, count, scale, latents[-B:], text, None, latents[:B] if guided else None, {})
-        states, self.names = [kwargs["encoder_hidden_states"]], []
+        text, null = call.text[slice(-B, None)], call.latents[:B] if guided else None
+        self.step = Step(index, count, scale, call.latents[-B:], text, None, null, {})
+        added: list[Text] = []
+        self.names = []
         for guidance, memory in self.links:
             self.step.memory = memory
             wanted = dict(guidance.rows(self.step))
             if (own := wanted.pop("text", None)) is not None:
-                states[0] = torch.cat([states[0][:-B], own.states])
+                own = replace(own, extra={**text.extra, **own.extra})
+                call = replace(call, text=Text.cat([call.text[slice(0, -B)], own]))
             self.names.append(list(wanted))
-            states += [rows.states for rows in wanted.values()]
-        extra = len(states) - 1
-        latents = torch.cat([latents, *[latents[-B:]] * extra]) if extra else latents
-        if isinstance(timestep, Tensor) and timestep.dim() and extra:
-            timestep = torch.cat([timestep, *[timestep[-B:]] * extra])
-        return (latents, timestep), {**kwargs, "encoder_hidden_states": torch.cat(states)}
+            added += wanted.values()
+        return (), family.give(call.more(added, family.shared) if added else call)
 
     def after(self, network: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Let each guidance steer the prompt's prediction, and give the pipeline as many rows as it asked for."""
@@ -154,10 +154,10 @@ class _Chain:
         steered = step.text if step.null is None else torch.cat([step.null, step.text])
         return (steered,) if isinstance(output, tuple) else type(output)(sample=steered)
 
-    def _position(self, timestep: Any) -> tuple[int, int]:
+    def _position(self, timestep: Tensor) -> tuple[int, int]:
         steps = self.pipe.scheduler.timesteps
-        now = timestep.flatten()[0] if isinstance(timestep, Tensor) else torch.tensor(timestep)
-        visits = (steps == now.to(steps)).nonzero().flatten().tolist() or [0]
+        now = timestep.flatten()[0]
+        visits = torch.isclose(steps.double(), now.to(steps).double()).nonzero().flatten().tolist() or [0]
         following = self.index + 1  # some schedulers (PNDM, Heun) visit a timestep twice in a row
         return (following if following in visits else visits[0]), len(steps)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,32 +19,45 @@ from efface.errors import BadInput
 Padding = Literal["max_length", "longest"]
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], padding: Padding = "max_length") -> tuple[Tensor, Tensor]:
-    """Ids (B, L) and attention mask (B, L); warns with the words that do not fit into the window."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What one encoder reads of B prompts."""
+
+    ids: Tensor
+    """(B, L)"""
+    mask: Tensor | None = None
+    """(B, L), 0 where padding begins."""
+    embeddings: Tensor | None = None
+    """(B, L, D) in place of what the ids look up; None: what they look up."""
+
+
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], padding: Padding = "max_length", window: int | None = None
+) -> Tokens:
+    """Ids and attention mask; warns with the words that do not fit. `window`: tokens read, if not the tokenizer's."""
+    window = int(window or tokenizer.model_max_length)
     for prompt in prompts:
-        if words := cut_words(tokenizer, prompt):
-            warnings.warn(
-                f'the encoder reads {tokenizer.model_max_length} tokens: "{words}" is cut from "{prompt[:40]}..."',
-                stacklevel=2,
-            )
-    window = tokenizer.model_max_length
+        if words := cut_words(tokenizer, prompt, window):
+            warnings.warn(f'the encoder reads {window} tokens: "{words}" is cut from "{prompt[:40]}..."', stacklevel=2)
     out = tokenizer(list(prompts), padding=padding, max_length=window, truncation=True, return_tensors="pt")
-    return out.input_ids, out.attention_mask
+    return Tokens(out.input_ids, out.attention_mask)
 
 
-def cut_words(tokenizer: Any, prompt: str) -> str:
+def cut_words(tokenizer: Any, prompt: str, window: int | None = None) -> str:
     """The words at the end of the prompt that the encoder's window cannot hold; empty if all fit."""
-    if len(prompt) < tokenizer.model_max_length - 1:  # a token is at least one character, two are the markers
+    window = int(window or tokenizer.model_max_length)
+    if len(prompt.encode()) < window - 1:  # a token is at least one byte, two are the markers
         return ""
     whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
     body = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
-    room = tokenizer.model_max_length - (len(whole) - len(body))
+    room = window - (len(whole) - len(body))
     return tokenizer.decode(body[room:]).strip()
 
 
 def last_piece(mask: Tensor) -> Tensor:
-    """Index (B,) of the last word-piece before the end marker; 0, the begin-of-text row, for an empty prompt."""
-    return mask.sum(dim=1) - 2
+    """Index (B,) of the last word-piece before the end marker; 0 for an empty prompt: CLIP's begin-of-text row, T5's
+    end marker."""
+    return (mask.sum(dim=1) - 2).clamp(min=0)  # T5 has no begin-of-text row
 
 
 def survivors(tokenizer: Any) -> Tensor:
@@ -54,21 +68,28 @@ def survivors(tokenizer: Any) -> Tensor:
     return torch.tensor([i for i, back in zip(ids, again, strict=True) if back == [i]])
 
 
-def encode(encoder: nn.Module, ids: Tensor, mask: Tensor | None = None, embeddings: Tensor | None = None) -> Any:
-    """Run a transformers text encoder on ids (B, L); `embeddings` (B, L, D) replace what the ids look up.
+def encode(encoder: nn.Module, read: Tokens, masked: bool = False, **more: Any) -> Any:
+    """Run a transformers text encoder; `masked`: it does not see its padding. `more`: arguments of its own.
 
-    The ids still say where the end marker is, which pooled states need. Gradients flow into `embeddings`.
+    Where embeddings replace what the ids look up, the ids still say where the end marker is, which pooled states need.
+    Gradients flow into the embeddings.
     """
-    device = next(encoder.parameters()).device
-    mask = None if mask is None else mask.to(device)
-    if embeddings is None:
-        return encoder(ids.to(device), attention_mask=mask)
-    with _looked_up(encoder, embeddings.to(device)):
-        return encoder(ids.to(device), attention_mask=mask)
+    device = execution_device(encoder)
+    mask = read.mask.to(device) if masked and read.mask is not None else None
+    if read.embeddings is None:
+        return encoder(read.ids.to(device), attention_mask=mask, **more)
+    with _looked_up(encoder, read.embeddings.to(device)):
+        return encoder(read.ids.to(device), attention_mask=mask, **more)
 
 
-def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Ids (1, L) and embeddings (1, L, D) of a prompt in which the words of `tokens` stand for embeddings (n, D)."""
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a network computes; with offloading, its weights lie elsewhere between calls."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
+
+
+def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) -> Tokens:
+    """Ids and embeddings of one prompt in which the words of `tokens` stand for embeddings (n, D)."""
     table = encoder.get_input_embeddings()
     width = table.weight.shape[1]
     filler = tokenizer("a", add_special_tokens=False).input_ids[0]  # any id that is not the end marker
@@ -95,14 +116,18 @@ def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) 
     embeddings = table(every.to(table.weight.device)).clone()  # (1, L, D)
     for index, row in places:
         embeddings[0, 1 + index] = row.to(embeddings)
-    return every, embeddings
+    return Tokens(every, embeddings=embeddings)
 
 
 @contextmanager
 def _looked_up(encoder: Any, embeddings: Tensor) -> Iterator[None]:
     """Inside: the encoder's embedding table answers with `embeddings` whatever it is asked."""
-    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+    table = encoder.get_input_embeddings()
+    # T5 looks up in a second module that has the same weights.
+    twins = [module for module in encoder.modules() if getattr(module, "weight", None) is table.weight]
+    handles = [twin.register_forward_hook(lambda *_: embeddings) for twin in twins]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -44,6 +44,11 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     torch.save({}, made["bin"] / "weights.bin")
     made["ckpt"] = folder / "model.ckpt"
     torch.save({}, made["ckpt"])
+    network = {"model.diffusion_model.w": torch.zeros(2)}
+    made["part"] = folder / "unet.safetensors"
+    save_file(network, made["part"])
+    made["single"] = folder / "sd.safetensors"
+    save_file({**network, "first_stage_model.w": torch.zeros(2), "cond_stage_model.w": torch.zeros(2)}, made["single"])
     made["textfile"] = folder / "picture.png"
     made["textfile"].write_text("not a picture")
     return made
@@ -88,6 +93,10 @@ CASES = {
     "folder without a model": ("generate hi --model {empty}", "holds no diffusers model"),
     "pickled folder": ("generate hi --model {bin}", "never reads"),
     "pickled checkpoint": ("generate hi --model {ckpt}", "never reads"),
+    "pickle named safetensors": ("generate hi --model {pickle}", "a pickle, which efface never reads; convert it"),
+    "single file with missing parts": ("generate hi --model {part}", "it lacks vae, text_encoder; read it as a patch"),
+    "single file without a config": ("erase uce cigarette --model {single}", "--config FOLDER"),
+    "config beside a folder": ("generate hi --model {model} --config {model}", "is for single files"),
     "unknown dtype": ("generate hi --model {model} --dtype float23", 'unknown dtype "float23"'),
     "run folder without a report": ("report {empty}", "not the folder of a finished run"),
     "patch saved under a wrong name": ("erase uce cigarette --model {model} -o p.ckpt", "a .safetensors file"),

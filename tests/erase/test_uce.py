@@ -103,7 +103,7 @@ def test_no_concept_is_an_error() -> None:
 def test_a_model_without_cross_attention_does_not_fit() -> None:
     pipe = tiny_pipeline()
     pipe.unet = pipe.vae
-    with pytest.raises(DoesNotFit, match="attn2"):
+    with pytest.raises(DoesNotFit, match="family that efface does not know"):
         UCE().fit(pipe, Concept("cigarette"))
 
 

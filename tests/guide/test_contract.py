@@ -39,7 +39,7 @@ class Tiny(Guidance):
     def rows(self, step: Step) -> Mapping[str, Text]:
         if not self.strength:
             return {}
-        return {"concept": anatomy.encode(self.pipe, list(self.concept.asked) * len(step.latents))}
+        return {"concept": anatomy.of(self.pipe).encode(list(self.concept.asked) * len(step.latents))}
 
     def steer(self, step: Step, rows: Mapping[str, Tensor]) -> Tensor:
         assert step.text is not None

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from efface.core import Defense
     from efface.guard import Guard
 
-Model = Annotated[str, typer.Option(help='"picto" (bundled), a diffusers folder, or a hub id.')]
+Model = Annotated[
+    str, typer.Option(help='"picto" (bundled), a diffusers folder, a hub id, or a single .safetensors file.')
+]
+Variant = Annotated[str | None, typer.Option(help='Which weights of a folder or hub id, such as "fp16".')]
+Config = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A diffusers folder of the same family, for a single file.")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture, or of the method.")]
@@ -33,13 +39,13 @@ Guards = Annotated[
 ]
 
 
-def pipeline(model: str, device: str, dtype: str) -> Pipe:
+def pipeline(model: str, device: str, dtype: str, variant: str | None = None, config: str | None = None) -> Pipe:
     """Load a model, after its name has been checked without loading torch."""
     from efface import models
 
-    models.source_of(model)
+    models.source_of(model, variant, config)
     _screen.quiet()
-    return models.load(model, device, dtype)
+    return models.load(model, device, dtype, variant, config)
 
 
 def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -32,6 +32,8 @@ def run(
     model: _options.Model = "picto",
     device: _options.Device = "cpu",
     dtype: _options.Dtype = "float32",
+    variant: _options.Variant = None,
+    config: _options.Config = None,
     as_json: _options.Json = False,
 ) -> None:
     """Compute a patch that makes a model forget a concept, and save it."""
@@ -48,7 +50,7 @@ def run(
     wanted = [replace(concept, keep=(*concept.keep, *(keep or ()))) for concept in wanted]
     if preset and preset not in info.presets:
         raise UnknownName(f"preset of {method}", preset, info.presets)
-    pipe = _options.pipeline(model, device, dtype)
+    pipe = _options.pipeline(model, device, dtype, variant, config)
     patch = _eraser(info, preset, settings).fit(pipe, *wanted, work=work)
     path = out or Path(f"no-{'-'.join(concept.name for concept in wanted)}.safetensors")
     patch.save(path)

@@ -28,6 +28,8 @@ def run(
     model: _options.Model = "picto",
     device: _options.Device = "cpu",
     dtype: _options.Dtype = "float32",
+    variant: _options.Variant = None,
+    config: _options.Config = None,
     as_json: _options.Json = False,
 ) -> int:
     """Draw prompts; prompt i with seed + i. Exits with 3 if a guard refused any."""
@@ -37,7 +39,7 @@ def run(
     if any(not prompt.strip() for prompt in prompts or ()):
         raise BadInput("an empty prompt was given: write what to draw")
     defenses = _options.defenses(patch, guide, guard)
-    pipe = _options.pipeline(model, device, dtype)
+    pipe = _options.pipeline(model, device, dtype, variant, config)
     from efface.bench import store
     from efface.core import Request
     from efface.generate import Protected

@@ -10,8 +10,10 @@ over rows O of text states that are edited, rows N they are to be treated like, 
     W' = W T,   T = I + (N - O)ᵀ · (erase * O M⁻¹),   M = ridge * I + erase * OᵀO + preserve * PᵀP
 
 and T depends neither on the layer nor on W. It is kept as T = I + U Vᵀ; no weight is read before the patch is written.
+A bias has no part in it: rows are to be treated alike by W alone, so a layer that has a bias adds it once, as before
+(the published script for FLUX fits W to outputs that hold the bias already, and so shifts every prompt by it).
 
-Legend: D width of the text states, m rows, r rank, L tokens of a prompt. Everything is float64 on the CPU: M's
+Legend: D width of the text states, m rows, r rank, p kept rows. Everything is float64 on the CPU: M's
 condition number is about 10⁵, of which float32 would lose most digits.
 """
 
@@ -21,25 +23,23 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from efface import __version__, anatomy, cache, tokens
+from efface import __version__, anatomy, cache
+from efface.anatomy import Kind
 from efface.core import Concept, Eraser
 from efface.errors import BadInput, EffaceError
 from efface.patch import LowRank, Patch
-from efface.progress import track
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
 
-Rows = Literal["last", "tail", "all"]
-BATCH = 32
-MANY = 64
-"""Kept sets larger than this are worth a place on disk."""
+    from efface.erase._words import Words
+
+LARGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,14 @@ class Transform:
         return Transform(torch.cat([self.left, moved], 1), torch.cat([self.right, after.right], 1))
 
     def compressed(self, smallest: float) -> Transform:
-        """The same T with balanced factors, without the singular directions of T - I up to `smallest`."""
+        """The same T with balanced factors, without the singular directions of T - I up to `smallest`.
+
+        Above rank 1,024 singular values take longer than all the rest: factors stay as they are, or become (T - I) I.
+        """
         D, r = self.left.shape
+        if min(r, D) > LARGE:
+            wide = r > D
+            return Transform(self.left @ self.right.T, torch.eye(D, dtype=self.left.dtype)) if wide else self
         if r < D:
             Q, R = torch.linalg.qr(self.left)
             P, S = torch.linalg.qr(self.right)
@@ -70,114 +76,9 @@ class Transform:
         return Transform(U[:, kept] * root, V[:, kept] * root)
 
 
-@dataclass(frozen=True)
-class Words:
-    """The text states of an edit: each distinct prompt encoded once, on first use."""
-
-    pipe: Pipe
-    edits: tuple[tuple[str, str], ...]
-    """(prompt that is edited, prompt it is to be treated like)"""
-    kept: tuple[str, ...]
-
-    @staticmethod
-    def of(pipe: Pipe, concepts: Sequence[Concept], templates: Sequence[str] = (), empty: bool = True) -> Words:
-        """The words of some concepts. `templates` ask for a concept in further ways; `empty` keeps the empty prompt."""
-        if not concepts:
-            raise BadInput("nothing to erase: give at least one concept")
-        edits: dict[tuple[str, str], None] = {}
-        for concept in concepts:
-            for prompt in (form.format(asked) for asked in concept.asked for form in ("{}", *templates)):
-                if prompt.strip().lower() == concept.anchor.strip().lower():
-                    warnings.warn(
-                        f'concept "{concept.name}": its anchor equals its prompt "{prompt}": nothing will change',
-                        stacklevel=3,
-                    )
-                edits[prompt, concept.anchor] = None
-        kept = dict.fromkeys(prompt for concept in concepts for prompt in concept.keep)
-        asked = {prompt for prompt, _ in edits}
-        return Words(pipe, tuple(edits), tuple(p for p in ((("",) if empty else ()) + tuple(kept)) if p not in asked))
-
-    @cached_property
-    def _full(self) -> Mapping[str, tuple[Tensor, int]]:
-        """States (L, D) of the edited and guiding prompts, padding rows included, and the last word-piece's index."""
-        return self._encode(dict.fromkeys(p for edit in self.edits for p in edit), whole=True)
-
-    @cached_property
-    def _last(self) -> Mapping[str, tuple[Tensor, int]]:
-        """The same for rows="last", with the kept prompts: one row (1, D) for each."""
-        prompts = sorted({*(p for edit in self.edits for p in edit), *self.kept})
-        if len(prompts) <= MANY:
-            return self._encode(prompts, whole=False)
-        rows = cache.cached(
-            "last-rows", self._key(prompts), lambda: torch.cat([r for r, _ in self._encode(prompts, False).values()])
-        )
-        return {prompt: (row[None], 0) for prompt, row in zip(prompts, rows.double(), strict=True)}
-
-    def rows(self, which: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Edited rows O (m, D), the rows N (m, D) they are to be treated like, and which edit each belongs to (m,).
-
-        last: the last word-piece (UCE 2025). tail: from the last word-piece to the end of the padding, both sides
-        aligned there and cut to equal length (UCE 2023). all: every row (RECE). The empty prompt's last word-piece is
-        the begin-of-text row.
-        """
-        old, new, states = [], [], self._last if which == "last" else self._full
-        for prompt, guide in self.edits:
-            (a, i), (b, j) = states[prompt], states[guide]
-            if which == "tail":
-                length = len(a) - max(i, j)
-                a, b = a[i : i + length], b[j : j + length]
-            old.append(a)
-            new.append(b)
-        lengths = torch.tensor([len(rows) for rows in old])
-        return torch.cat(old), torch.cat(new), torch.arange(len(old)).repeat_interleave(lengths)
-
-    def kept_gram(self, which: Rows) -> Tensor:
-        """PᵀP (D, D) of the kept prompts: their last word-pieces for "last", all their rows otherwise."""
-        if which == "last":
-            P = torch.cat([self._last[prompt][0] for prompt in self.kept] or [torch.zeros(1, 1)])
-            return P.T @ P if self.kept else torch.zeros(())
-        return self._kept_whole
-
-    @cached_property
-    def _kept_whole(self) -> Tensor:
-        if len(self.kept) <= MANY:
-            return self._gram(self.kept)
-        # The erased ones are added and taken off again: erasing another name of one list finds the same matrix cached.
-        edited = tuple(sorted({prompt for prompt, _ in self.edits}))
-        everything = tuple(sorted({*self.kept, *edited}))
-        whole = cache.cached("kept-gram", self._key(everything), lambda: self._gram(everything))
-        return whole - self._gram(edited)
-
-    def _gram(self, prompts: Sequence[str]) -> Tensor:
-        known = {p: self._full[p] for p in prompts if p in self._full}
-        rest = [p for p in prompts if p not in known]
-        total = sum((s.T @ s for s, _ in known.values()), start=torch.zeros((), dtype=torch.float64))
-        for start in track(range(0, len(rest), BATCH), "encoding kept prompts"):
-            states = torch.cat([s for s, _ in self._encode(rest[start : start + BATCH], whole=True).values()])
-            total = total + states.T @ states
-        return total
-
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str] | Mapping[str, None], whole: bool) -> dict[str, tuple[Tensor, int]]:
-        found: dict[str, tuple[Tensor, int]] = {}
-        ordered = list(prompts) if whole else sorted(prompts, key=len)  # alike lengths together: less padding
-        batches = [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
-        for batch in track(batches, "encoding prompts") if len(batches) > 1 else batches:
-            if whole:
-                ids, mask = tokens.tokenize(anatomy.encoders(self.pipe)[0][0], batch)
-                states = anatomy.encode_ids(self.pipe, ids, mask).states  # (B, L, D)
-            else:
-                states, mask = anatomy.prefix_states(self.pipe, batch)
-            for prompt, rows, index in zip(batch, states.double().cpu(), tokens.last_piece(mask).tolist(), strict=True):
-                found[prompt] = (rows, index) if whole else (rows[index : index + 1], 0)
-        return {prompt: found[prompt] for prompt in prompts}
-
-    def _key(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """All that the states of the prompts depend on: weights, their use, ids, window and padding."""
-        tokenizer, encoder = anatomy.encoders(self.pipe)[0]
-        ids = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
-        window = f"{tokenizer.model_max_length} {tokenizer.pad_token_id}"
-        return cache.digest(*encoder.state_dict().values()), encoder.config.to_json_string(), window, repr(ids)
+def texts(eraser: Any, words: Words) -> list[Kind]:
+    """The texts that an eraser edits: the states and, unless it says otherwise, the pooled text where there is one."""
+    return [kind for kind in words.widths if kind == "states" or eraser.pooled]
 
 
 def check(eraser: Eraser, positive: Sequence[str], natural: Sequence[str] = ()) -> None:
@@ -195,62 +96,64 @@ def check(eraser: Eraser, positive: Sequence[str], natural: Sequence[str] = ()) 
             raise BadInput(f"{name} must not be negative and must be finite, got {value}")
 
 
-def solve(old: Tensor, kept: Tensor, erase_scale: float, ridge: float) -> tuple[Tensor, float]:
-    """V = erase * M⁻¹ Oᵀ (D, m) and a bound on M's condition number. `kept`: preserve * PᵀP."""
-    factor, condition = _factored(erase_scale * old.T @ old + kept, ridge)
+def solve(old: Tensor, kept: Tensor, erase_scale: float, preserve_scale: float, ridge: float) -> tuple[Tensor, float]:
+    """V = erase * M⁻¹ Oᵀ (D, m) and a bound on M's condition number.
+
+    `kept`: P (p, D), or its Gram matrix (D, D). With few rows M is never formed: M⁻¹ Kᵀ = Kᵀ (ridge * I + K Kᵀ)⁻¹ for
+    the rows K of both, each times the root of its scale.
+    """
+    m, D = old.shape
+    if m + len(kept) < D:
+        K = torch.cat([erase_scale**0.5 * old, preserve_scale**0.5 * kept])
+        factor, condition = factored(K @ K.T, ridge)
+        return erase_scale**0.5 * K.T @ torch.cholesky_inverse(factor)[:, :m], condition
+    gram = kept if len(kept) == D else kept.T @ kept
+    factor, condition = factored(erase_scale * old.T @ old + preserve_scale * gram, ridge)
     return torch.cholesky_solve(erase_scale * old.T, factor), condition
 
 
-def edit(old: Tensor, new: Tensor, kept: Tensor, erase_scale: float, ridge: float) -> tuple[Transform, float]:
+def edit(
+    old: Tensor, new: Tensor, kept: Tensor, erase_scale: float, preserve_scale: float, ridge: float
+) -> tuple[Transform, float]:
     """T of one edit with technique "replace"; rows that stay what they are count in M and not in the rank."""
-    V, condition = solve(old, kept, erase_scale, ridge)
+    V, condition = solve(old, kept, erase_scale, preserve_scale, ridge)
     moved = (new != old).any(dim=1)
     return Transform((new - old)[moved].T, V[:, moved]), condition
 
 
-def derive(rows: Tensor, G: Tensor, T: Transform, reg: float) -> tuple[Tensor, float]:
-    """RECE's embeddings c' (m, D) that say to the edited weights W T what `rows` c said to the original W:
-
-    min ||c' Tᵀ Wᵀ - c Wᵀ||² + reg * ||c'||², so c' = c G T (reg * I + Tᵀ G T)⁻¹ with G = sum of WᵀW over all layers.
-    """
-    TG = G + T.right @ (G @ T.left).T  # TᵀG
-    TGT = TG + (TG @ T.left) @ T.right.T
-    factor, condition = _factored((TGT + TGT.T) / 2, reg)
-    return torch.cholesky_solve((rows @ TG.T).T, factor).T, condition
-
-
-def gram(pipe: Pipe, base: str) -> Tensor:
-    """G = sum of WᵀW over every layer that reads the text (D, D); cached on disk by the weights' hash `base`."""
-
-    def compute() -> Tensor:
-        weights = (layer.weight.detach().cpu().double() for layer in anatomy.text_projections(pipe).values())
-        return sum((W.T @ W for W in weights), start=torch.zeros((), dtype=torch.float64))
-
-    return cache.cached("weight-gram", [base], compute)
+def patch(pipe: Pipe, edits: Mapping[Kind, Transform], card: Mapping[str, str], begun: float) -> Patch:
+    """W -> W T for every reader of a text as low-rank factors (W U)(Vᵀ); the readers share the second."""
+    readers = anatomy.of(pipe).readers()
+    dtype = torch.promote_types(next(iter(readers.values())).weight.dtype, torch.float32)
+    texts: dict[str, LowRank] = {}
+    deltas: dict[str, LowRank] = {}
+    for kind, T in edits.items():
+        small = T.compressed(torch.finfo(dtype).eps / 10)  # smaller directions vanish when the factors are stored
+        left, down = small.left.to(dtype), small.right.T.to(dtype).contiguous()
+        texts[f"text.{kind}"] = LowRank(left, down)
+        for path, reader in readers.items():
+            if reader.text == kind:
+                weight = reader.weight.detach().cpu().to(dtype)
+                rest = weight.shape[1] - len(left)  # SDXL's reader of the pooled text reads more beside it
+                up = weight[:, : len(left)] @ left
+                deltas[path] = LowRank(up, torch.nn.functional.pad(down, (0, rest)) if rest else down)
+    return finished(deltas, card, begun, texts)
 
 
-def patch(pipe: Pipe, T: Transform, card: Mapping[str, str], begun: float) -> Patch:
-    """W -> W T for every layer as low-rank factors (W U)(Vᵀ); the layers share the second."""
-    layers = anatomy.text_projections(pipe)
-    dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
-    small = T.compressed(torch.finfo(dtype).eps / 10)  # smaller directions vanish when the factors are stored
-    left, down = small.left.to(dtype), small.right.T.to(dtype).contiguous()
-    deltas = {path: LowRank(layer.weight.detach().cpu().to(dtype) @ left, down) for path, layer in layers.items()}
-    return finished(deltas, card, begun)
-
-
-def finished(deltas: Mapping[str, LowRank], card: Mapping[str, str], begun: float) -> Patch:
+def finished(
+    deltas: Mapping[str, LowRank], card: Mapping[str, str], begun: float, texts: Mapping[str, LowRank] | None = None
+) -> Patch:
     """The patch, with rank and seconds on its card; raises EffaceError where a factor is not finite."""
     if not all(delta.up.isfinite().all() for delta in deltas.values()):
         raise EffaceError("the edit is not finite: the model's weights are damaged, or overflow")
-    rank, seconds = len(next(iter(deltas.values())).down), time.perf_counter() - begun
-    return Patch(deltas, {**card, "rank": str(rank), "seconds": f"{seconds:.3f}"})
+    rank, seconds = max(len(delta.down) for delta in deltas.values()), time.perf_counter() - begun
+    return Patch(deltas, {**card, "rank": str(rank), "seconds": f"{seconds:.3f}"}, texts or {})
 
 
 def base_hash(pipe: Pipe) -> str:
     """Hash of the parameters that a closed-form edit touches."""
-    layers = anatomy.text_projections(pipe)
-    return cache.digest(*(part for path, layer in layers.items() for part in (path, layer.weight)))
+    readers = anatomy.of(pipe).readers()
+    return cache.digest(*(part for path, reader in readers.items() for part in (path, reader.weight)))
 
 
 def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: float) -> dict[str, str]:
@@ -271,7 +174,7 @@ def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: floa
     }
 
 
-def _factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
+def factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
     """The Cholesky factor of A + ridge * I, A positive semi-definite, and an upper bound on its condition number."""
     factor, info = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
     if info.any():

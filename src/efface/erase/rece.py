@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from efface.anatomy import Kind
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
+from efface.erase._derive import derivation
+from efface.erase._words import Words
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class RECE(Eraser):
     """Ridge of the UCE start."""
     start_preserve_scale: float = 1.0
     """Weight of the kept rows in the UCE start (nudity and unsafe 1; artists 0.1)."""
+    pooled: bool = True
+    """Also edit what reads the pooled text (SDXL, SD 3, FLUX), by the same equations (docs/families.md)."""
 
     def fit(self, pipe: Pipe, *concepts: Concept, work: Path | None = None) -> Patch:
         """Compute the change; reads the weights and leaves them alone. `work` is not needed: nothing to resume.
@@ -60,22 +65,33 @@ class RECE(Eraser):
         begun = time.perf_counter()
         scales = ("preserve_scale", "start_preserve_scale")
         closed.check(self, ("reg", "erase_scale", "ridge", "start_ridge"), natural=("epochs", *scales))
-        words = closed.Words.of(pipe, concepts)
-        old, new, _ = words.rows(self.start_rows)
-        kept = self.start_preserve_scale * words.kept_gram(self.start_rows)
-        T, condition = closed.edit(old, new, kept, self.erase_scale, self.start_ridge)
-
+        words = Words.of(pipe, concepts)
         base = closed.base_hash(pipe)
-        G = closed.gram(pipe, base)
-        c, anchor, _ = words.rows("all")
-        kept = self.preserve_scale * words.kept_gram("all")
+        edits: dict[Kind, closed.Transform] = {}
+        conditions: list[float] = []
+        for kind in closed.texts(self, words):
+            edits[kind], found = self._edited(pipe, words, kind, base)
+            conditions.append(found)
+        return closed.patch(pipe, edits, closed.card(self, concepts, base, max(conditions)), begun)
+
+    def _edited(self, pipe: Pipe, words: Words, kind: Kind, base: str) -> tuple[closed.Transform, float]:
+        """T of one text, and the largest condition number on the way."""
+        old, new, _ = words.rows(kind, self.start_rows)
+        kept = words.keeping(kind, self.start_rows)
+        T, worst = closed.edit(old, new, kept, self.erase_scale, self.start_preserve_scale, self.start_ridge)
+        if not self.epochs:
+            return T, worst
+        derive = derivation(pipe, kind, [base])
+        derive.edited(T)
+        c, anchor, _ = words.rows(kind, "all")
+        kept = words.keeping(kind, "all")
         for _ in track(range(self.epochs), "deriving and erasing"):
-            derived, first = closed.derive(c, G, T, self.reg)
-            step, second = closed.edit(derived, anchor, kept, self.erase_scale, self.ridge)
+            derived, first = derive(c, self.reg)
+            step, second = closed.edit(derived, anchor, kept, self.erase_scale, self.preserve_scale, self.ridge)
+            derive.edited(step)
             T = T.then(step)
-            condition = max(condition, first, second)
-        card = closed.card(self, concepts, base, condition)
-        return closed.patch(pipe, T, card, begun)
+            worst = max(worst, first, second)
+        return T, worst
 
 
 PRESETS: dict[str, RECE] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 
 from efface import anatomy
+from efface.anatomy import Kind
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
+from efface.erase._words import Words
 from efface.patch import LowRank, Patch
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class UCE(Eraser):
     """Pull towards the current weights, `lamb` in the code (2023 and 2025)."""
     templates: Literal["none", "object", "style"] = "none"
     """Ask for each concept in five further ways, for things or for artists (`--add_prompts` of the code of 2023)."""
+    pooled: bool = True
+    """Also edit what reads the pooled text (SDXL, SD 3, FLUX); the published code does for FLUX (docs/families.md)."""
 
     def fit(self, pipe: Pipe, *concepts: Concept, work: Path | None = None) -> Patch:
         """Compute the change; reads the weights and leaves them alone. `work` is not needed: nothing to resume.
@@ -66,41 +69,47 @@ class UCE(Eraser):
         begun = time.perf_counter()
         closed.check(self, positive=("erase_scale", "ridge"), natural=("preserve_scale",))
         # The code of 2023 always keeps the empty prompt; that of 2025, which edits one row, keeps nothing unasked.
-        words = closed.Words.of(pipe, concepts, TEMPLATES[self.templates], empty=self.rows != "last")
-        old, new, group = words.rows(self.rows)
-        weight = max(0.1, 1 / max(1, len(words.kept))) if self.preserve_scale is None else self.preserve_scale
-        kept = weight * words.kept_gram(self.rows)
+        words = Words.of(pipe, concepts, TEMPLATES[self.templates], empty=self.rows != "last")
+        preserve = max(0.1, 1 / max(1, len(words.kept))) if self.preserve_scale is None else self.preserve_scale
         base = closed.base_hash(pipe)
-        if self.technique == "tensor":
-            V, condition = closed.solve(old, kept, self.erase_scale, self.ridge)
-            card = closed.card(self, concepts, base, condition)
-            return _tensor(pipe, old, new, V, group, card, begun)
-        T, condition = closed.edit(old, new, kept, self.erase_scale, self.ridge)
+        edits: dict[Kind, closed.Transform] = {}
+        deltas: dict[str, LowRank] = {}
+        condition = 0.0
+        for kind in closed.texts(self, words):
+            old, new, group = words.rows(kind, self.rows)
+            kept = words.keeping(kind, self.rows)
+            if self.technique == "tensor":
+                V, found = closed.solve(old, kept, self.erase_scale, preserve, self.ridge)
+                deltas |= _tensor(pipe, kind, old, new, V, group)
+            else:
+                edits[kind], found = closed.edit(old, new, kept, self.erase_scale, preserve, self.ridge)
+            condition = max(condition, found)
         card = closed.card(self, concepts, base, condition)
-        return closed.patch(pipe, T, card, begun)
+        return closed.finished(deltas, card, begun) if deltas else closed.patch(pipe, edits, card, begun)
 
 
-def _tensor(
-    pipe: Pipe, old: Tensor, new: Tensor, V: Tensor, group: Tensor, card: Mapping[str, str], begun: float
-) -> Patch:
+def _tensor(pipe: Pipe, kind: Kind, old: Tensor, new: Tensor, V: Tensor, group: Tensor) -> dict[str, LowRank]:
     """Technique "tensor": the target N Wᵀ loses its component along O Wᵀ, one scalar for each prompt and layer.
 
     W' = W + W (N - O - a O)ᵀ Vᵀ with a = <O Wᵀ, N Wᵀ> / ||O Wᵀ||² over all rows of a prompt; V (D, m) stays shared.
     """
-    layers = anatomy.text_projections(pipe)
-    dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
+    readers = {path: reader for path, reader in anatomy.of(pipe).readers().items() if reader.text == kind}
+    dtype = torch.promote_types(next(iter(readers.values())).weight.dtype, torch.float32)
     Q, R = torch.linalg.qr(V)  # (D, r), (r, m)
     down = Q.T.to(dtype).contiguous()
     deltas: dict[str, LowRank] = {}
-    for path, layer in layers.items():
-        W = layer.weight.detach().cpu()  # (out, D)
-        OW, NW = W.double() @ old.T, W.double() @ new.T  # (out, m)
+    for path, reader in readers.items():
+        W = reader.weight.detach().cpu().double()  # (out, in)
+        rest = W.shape[1] - len(Q)
+        W = W[:, : len(Q)]
+        OW, NW = W @ old.T, W @ new.T  # (out, m)
         sums = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64)
         sums[0].index_add_(0, group, (OW * NW).sum(dim=0))
         sums[1].index_add_(0, group, OW.square().sum(dim=0))
         along = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[group]  # (m,)
-        deltas[path] = LowRank(((NW - (1 + along) * OW) @ R.T).to(dtype), down)
-    return closed.finished(deltas, card, begun)
+        up = ((NW - (1 + along) * OW) @ R.T).to(dtype)
+        deltas[path] = LowRank(up, torch.nn.functional.pad(down, (0, rest)) if rest else down)
+    return deltas
 
 
 PRESETS: dict[str, UCE] = {

@@ -1,0 +1,92 @@
+"""RECE's derivation (arXiv:2407.12383): the text c' that says to edited weights what c said to the original ones.
+
+    min ||c' Tᵀ Wᵀ - c Wᵀ||² + reg ||c'||²        c' = c G T (reg I + Tᵀ G T)⁻¹        G = sum of WᵀW over all readers
+
+or, with the readers' outputs stacked to W (out, D) and A = W T, the same thing as c' = c Wᵀ (reg I + A Aᵀ)⁻¹ A. The
+first needs D x D matrices, the second out x out: transformers read a text 4,096 wide into 1,536 or 3,072 numbers.
+Every edit T -> T (I + u vᵀ) is a low-rank update of either. No weight is read again.
+
+Legend: D width of the text, m rows, out outputs of all readers together. Everything is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from efface import anatomy, cache
+from efface.anatomy import Kind
+from efface.erase._closed_form import Transform, factored
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipe
+
+
+@dataclass(slots=True)
+class Wide:
+    """In D x D matrices, for readers with D outputs or more together."""
+
+    TG: Tensor
+    """TᵀG"""
+    TGT: Tensor
+    """TᵀGT"""
+
+    def __call__(self, rows: Tensor, reg: float) -> tuple[Tensor, float]:
+        """c' (m, D) of `rows` c (m, D), and a bound on the equations' condition number."""
+        factor, condition = factored(self.TGT, reg)
+        return torch.cholesky_solve(self.TG @ rows.T, factor).T, condition
+
+    def edited(self, step: Transform) -> None:
+        """T becomes T (I + u vᵀ)."""
+        u, v = step.left, step.right
+        self.TG += v @ (u.T @ self.TG)
+        right = self.TGT @ u  # (D, r)
+        half = right + v @ (u.T @ right) / 2
+        self.TGT += half @ v.T + v @ half.T  # symmetric to the last bit
+
+
+@dataclass(slots=True)
+class Narrow:
+    """In out x out matrices, for readers with fewer outputs than inputs."""
+
+    W: Tensor
+    """(out, D), the original weights."""
+    A: Tensor
+    """W T"""
+    AA: Tensor
+    """A Aᵀ (out, out)"""
+
+    def __call__(self, rows: Tensor, reg: float) -> tuple[Tensor, float]:
+        """c' (m, D) of `rows` c (m, D), and a bound on the equations' condition number."""
+        factor, condition = factored(self.AA, reg)
+        return torch.cholesky_solve(self.W @ rows.T, factor).T @ self.A, condition
+
+    def edited(self, step: Transform) -> None:
+        """T becomes T (I + u vᵀ)."""
+        a, b = self.A @ step.left, self.A @ step.right  # (out, r)
+        half = b + a @ (step.right.T @ step.right) / 2
+        self.AA += half @ a.T + a @ half.T
+        self.A += a @ step.right.T
+
+
+def derivation(pipe: Pipe, kind: Kind, base: Sequence[str]) -> Wide | Narrow:
+    """Ready for T = I. The Gram matrix is cached on disk by the hash of the readers' weights, `base`."""
+    D = anatomy.of(pipe).widths[kind]
+    weights = [reader.weight[:, :D] for reader in anatomy.of(pipe).readers().values() if reader.text == kind]
+    if sum(len(weight) for weight in weights) < D:
+        W = torch.cat([weight.detach().cpu().double() for weight in weights])
+        return Narrow(W, W.clone(), cache.cached("weight-gram", [*base, kind], lambda: {"WW": W @ W.T})["WW"])
+
+    def gram() -> dict[str, Tensor]:
+        total = torch.zeros(D, D, dtype=torch.float64)
+        for weight in weights:
+            W = weight.detach().cpu().double()
+            total += W.T @ W
+        return {"WW": total}
+
+    G = cache.cached("weight-gram", [*base, kind], gram)["WW"]
+    return Wide(G.clone(), G.clone())
