@@ -1,10 +1,12 @@
 """Tiny real pipelines, no network, one torch thread, and a cache folder of its own for every test."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+os.environ["EFFACE_CACHE"] = tempfile.mkdtemp()  # of fixtures that outlive a test; never the user's
 
 import pytest
 import torch

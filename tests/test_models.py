@@ -11,10 +11,12 @@ import torch
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModelWithProjection
 
 from efface import models
 from efface.errors import BadInput, EffaceError, UnknownName
-from tests import tiny
+from efface.export import single_file
+from tests import families, tiny
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +186,35 @@ def test_a_single_file_is_the_pipeline_it_was_made_of(tmp_path: Path, folder: Pa
         assert loaded.components[part].dtype == (torch.float16 if dtype else torch.float32)
         assert not loaded.components[part].training
     if dtype is None:
+        both: list[Any] = [pipe, loaded]
         pictures = [
             p("a cigarette", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
-            for p in (pipe, loaded)
+            for p in both
         ]
         assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])
+def test_single_files_of_other_families(tmp_path: Path, family: Any) -> None:
+    pipe = families.FAMILIES[family]()
+    if family == "sd3":  # diffusers takes this projection for an identity
+        config = pipe.text_encoder.config
+        config.projection_dim = config.hidden_size
+        encoder = CLIPTextModelWithProjection(config).requires_grad_(False)
+        torch.nn.init.eye_(encoder.text_projection.weight)
+        pipe.register_modules(text_encoder=encoder)
+    pipe.save_pretrained(tmp_path / "folder")
+    weights = single_file.gathered(pipe, family)
+    if family == "sd3":
+        weights["model.diffusion_model.pos_embed"] = pipe.transformer.pos_embed.pos_embed
+    file = written(tmp_path, {name: tensor.contiguous() for name, tensor in weights.items()})
+    loaded = models.load(file, config=str(tmp_path / "folder"))
+    assert type(loaded) is type(pipe)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            expected, got = part.state_dict(), loaded.components[name].state_dict()
+            assert expected.keys() == got.keys()
+            assert all(torch.equal(got[key], expected[key]) for key in expected)
 
 
 def test_a_single_file_without_a_configuration_says_which_one_it_needs(tmp_path: Path, pipe: Any) -> None:
@@ -248,6 +274,15 @@ def test_a_single_file_with_missing_weights_is_never_drawn_with(
     weights = single(pipe)
     del weights[lost]
     assert "incomplete, it lacks weights" in str(failure(written(tmp_path, weights), config=str(folder)))
+
+
+def test_nothing_but_the_configuration_comes_from_the_folder(tmp_path: Path, folder: Path, pipe: Any) -> None:
+    weights = single(pipe)
+    del weights[TEXT + "transformer.text_model.embeddings.position_embedding.weight"]  # how diffusers tells a CLIP
+    assert "CLIPTextModel. Weights for this component" in str(failure(written(tmp_path, weights), config=str(folder)))
+    for file in list(shutil.copytree(folder, tmp_path / "m").rglob("*.safetensors")):
+        file.unlink()
+    models.load(written(tmp_path, single(pipe)), config=str(tmp_path / "m"))
 
 
 def test_a_file_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ from benchmarks.closed_form.clock import Clock, apart, reset_peak, resident
 from efface import anatomy
 from efface.core import Concept, Eraser
 from efface.erase import _closed_form as closed
+from efface.erase import rece
+from efface.erase._words import Words
 from efface.erase.rece import PRESETS as RECE
 from efface.erase.uce import PRESETS as UCE
 from efface.erase.uce import UCE as PlainUCE
@@ -43,10 +45,10 @@ NUDITY = (Concept("nudity"),)
 TEN = tuple(Concept(name, anchor="art") for name in NAMES[:10])
 HUNDRED = tuple(Concept(name, anchor="art", keep=NAMES[100:] if i == 0 else ()) for i, name in enumerate(NAMES[:100]))
 PHASES: tuple[tuple[str, Any, str], ...] = (
-    ("encode", closed.Words, "_encode"),
+    ("encode", Words, "_encode"),
     ("hash", closed, "base_hash"),
-    ("hash", closed.Words, "_key"),
-    ("gram", closed, "gram"),
+    ("hash", Words, "_key"),
+    ("gram", rece, "derivation"),
     ("factors", closed, "patch"),
 )
 """What is timed apart inside fit; "algebra" is all the rest of it."""

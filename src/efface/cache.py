@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+FORMAT = "2"
+"""Changes when what is in the files does: older ones are not found."""
 
 
 def folder() -> Path:
@@ -42,7 +44,7 @@ def cached(kind: str, key: Iterable[str], make: Callable[[], Mapping[str, Tensor
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    path = folder() / kind / f"{digest(*key)}.safetensors"
+    path = folder() / kind / f"{digest(FORMAT, *key)}.safetensors"
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,8 @@ CONVERT = (
     "save_file(w.get('state_dict', w), '{new}', {{'format': 'pt'}})"
 )
 """What to run once on a pickle, with its name and the new one; docs/limits.md says when it does not work."""
+CONFIGURATION = ("*.json", "*.txt", "*.model")
+"""The files of a diffusers folder or hub id that hold no weights."""
 _VAE = ("first_stage_model.", "vae.")
 _NETWORK = ("model.diffusion_model.",)
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -152,7 +157,7 @@ def _from_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
     """The pipeline in a single file. Only the configuration comes from elsewhere: no weights, no safety checker."""
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
     from safetensors import SafetensorError
 
     entries, _ = card.read_entries(Path(source))
@@ -163,8 +168,8 @@ def _from_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
         wanted = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
     try:
         folder = Path(wanted)
-        file = folder / "model_index.json" if folder.is_dir() else Path(hf_hub_download(wanted, "model_index.json"))
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        folder = folder if folder.is_dir() else Path(snapshot_download(wanted, allow_patterns=list(CONFIGURATION)))
+        index: dict[str, Any] = json.loads(folder.joinpath("model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{source}: its configuration, {wanted}, is not here and could not be fetched: give a diffusers folder of "
@@ -183,19 +188,29 @@ def _from_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
     if read is None:
         raise BadInput(f"{source}: the configuration {wanted} is of a {kind}, which is not read from single files")
     try:
-        pipe = read(source, config=wanted, dtype=dtype)
+        with TemporaryDirectory() as bare:  # diffusers would take from the folder what the file lacks, pickles too
+            shutil.copytree(folder, bare, ignore=_weights, dirs_exist_ok=True)
+            pipe = read(source, config=bare, dtype=dtype)
     except NotImplementedError as error:  # torch's word for a tensor without values
         raise BadInput(f"{source}: incomplete, it lacks weights that {wanted} describes") from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise BadInput(f"{source}: could not be read with the configuration {wanted}: {_first_line(error)}") from error
     for name, prefixes in parts.items():
         held = sum(math.prod(entry["shape"]) for key, entry in entries.items() if key.startswith(prefixes))
+        if tie := getattr(pipe.components[name], "tie_weights", None):
+            tie()  # diffusers gives values to only one of the two names of a T5's embeddings
         weights = dict(pipe.components[name].named_parameters())
         weights.pop("text_projection.weight", None)  # SD 3's is an identity that files leave out
         # diffusers leaves what a file lacks without values, or with random ones
         if held < sum(w.numel() for w in weights.values()) or any(w.is_meta for w in weights.values()):
             raise BadInput(f"{source}: incomplete, it lacks weights of its {name} that {wanted} describes")
     return pipe
+
+
+def _weights(folder: str, names: list[str]) -> set[str]:
+    """The files of a folder that are no part of its configuration."""
+    files = {name for name in names if not Path(folder, name).is_dir()}
+    return {name for name in files if not any(fnmatch(name, pattern) for pattern in CONFIGURATION)}
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -81,6 +81,10 @@ class Patch(Defense):
             owners = [pipe.components[part].get_submodule(".".join(names[:end])) for end in range(len(names) + 1)]
             if any(hasattr(owner, "_orig_mod") or owner._compiled_call_impl is not None for owner in owners):
                 raise DoesNotFit(f"{path}: the model is compiled and would not see new weights; {_INSTEAD}")
+            if any(getattr(owner, "fused_projections", False) for owner in owners):
+                raise DoesNotFit(
+                    f"{path}: its layer is fused with others (fuse_qkv_projections) and not read; {_INSTEAD}"
+                )
             wanted = tuple(weight.shape) if isinstance(delta, Tensor) else flat(tuple(weight.shape))
             if shape(delta) != wanted:
                 raise DoesNotFit(f"{path}: expected shape {wanted} from the model, the patch has {shape(delta)}")

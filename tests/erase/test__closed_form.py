@@ -9,6 +9,7 @@ import torch
 from efface import anatomy
 from efface.core import Concept
 from efface.erase import _closed_form as closed
+from efface.erase._words import Words
 from efface.erase.rece import RECE
 from efface.erase.uce import UCE
 from tests.erase import reference

@@ -13,7 +13,7 @@ from efface.erase import _closed_form as closed
 from efface.erase._derive import Narrow, Wide, derivation
 from tests import families
 from tests.erase import reference
-from tests.tiny import tiny_pipeline
+from tests.tiny import WIDTH, tiny_pipeline
 
 CIGARETTE = Concept("cigarette", anchor="flower")
 MANY_KEPT = tuple(f"{a}{b}" for a in "abcdefghi" for b in "stuvwxyz")  # 72 prompts, more than MANY
@@ -39,7 +39,7 @@ def test_gram_is_cached_by_the_weights_and_computed_again_if_damaged(
 
 
 def gram(pipe: Any) -> torch.Tensor:
-    return derivation(pipe, "states", [closed.base_hash(pipe)]).TG
+    return derivation(pipe, "states", closed.base_hash(pipe), torch.eye(WIDTH, dtype=torch.float64)).TGT
 
 
 def equations(outputs: int, D: int) -> tuple[torch.Tensor, closed.Transform, closed.Transform, torch.Tensor]:
@@ -63,7 +63,7 @@ def dense(W: torch.Tensor, T: closed.Transform, rows: torch.Tensor, reg: float) 
 @pytest.mark.parametrize(("outputs", "D"), [(40, 12), (12, 12), (7, 12)])
 def test_both_forms_are_the_least_squares_solution_after_every_edit(outputs: int, D: int, reg: float) -> None:
     W, first, second, rows = equations(outputs, D)
-    wide, narrow = Wide(W.T @ W, W.T @ W), Narrow(W, W.clone(), W @ W.T)
+    wide, narrow = Wide(W.T @ W @ rows.T, W.T @ W), Narrow(W @ rows.T, W.clone(), W @ W.T)
     T = closed.Transform(torch.zeros(D, 0, dtype=W.dtype), torch.zeros(D, 0, dtype=W.dtype))
     for step in (None, first, second):
         if step is not None:
@@ -72,7 +72,7 @@ def test_both_forms_are_the_least_squares_solution_after_every_edit(outputs: int
             narrow.edited(step)
         expected = dense(W, T, rows, reg)
         for form in (wide, narrow):
-            torch.testing.assert_close(form(rows, reg)[0], expected, atol=1e-7, rtol=1e-7)
+            torch.testing.assert_close(form(reg)[0], expected, atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize(("family", "kind", "form"), [
@@ -81,9 +81,9 @@ def test_both_forms_are_the_least_squares_solution_after_every_edit(outputs: int
 ])  # fmt: skip
 def test_the_smaller_form_is_taken_and_holds_the_gram_matrix(family: str, kind: Any, form: type) -> None:
     pipe = families.FAMILIES[family](torch.float64)
-    derive = derivation(pipe, kind, ["hash"])
-    assert type(derive) is form
     D = anatomy.of(pipe).widths[kind]
+    derive = derivation(pipe, kind, "hash", torch.eye(D, dtype=torch.float64))
+    assert type(derive) is form
     weights = [r.weight[:, :D] for r in anatomy.of(pipe).readers().values() if r.text == kind]
     gram = derive.AA if isinstance(derive, Narrow) else derive.TGT
     expected = torch.cat(weights) @ torch.cat(weights).T if form is Narrow else sum(W.T @ W for W in weights)

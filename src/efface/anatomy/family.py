@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from efface import tokens
-from efface.anatomy.place import stored
+from efface.anatomy.place import stored, unwrapped
 from efface.core import Soft
 from efface.errors import DoesNotFit
 from efface.tokens import Padding, Tokens
@@ -193,7 +193,7 @@ class Family(ABC):
         if len(self.encoders) > 1:
             raise DoesNotFit(f"{self.title} has {len(self.encoders)} text encoders: embeddings in place of words are "
                              "for models with one")  # fmt: skip
-        encoder = self.encoders[0]
+        encoder = next(iter(self.encoders))
         read = (
             tokens.soft(encoder.tokenizer, encoder.network, prompt.text, prompt.tokens)
             if isinstance(prompt, Soft)
@@ -247,7 +247,7 @@ class Family(ABC):
 def linear(network: nn.Module, part: str, path: str, text: Kind) -> dict[str, Reader]:
     """The reader at a path inside a network."""
     try:
-        layer = network.get_submodule(path)
+        layer = unwrapped(network.get_submodule(path))
     except AttributeError:
         layer = None
     if not isinstance(layer, nn.Linear):

@@ -17,11 +17,17 @@ def place(pipe: Pipe, path: str) -> tuple[nn.Module, str]:
     part, _, rest = path.partition(".")
     owner, _, name = rest.rpartition(".")
     try:
-        module = pipe.components[part].get_submodule(owner)
+        module = unwrapped(pipe.components[part].get_submodule(owner))
         getattr(module, name)
     except (KeyError, AttributeError) as error:
         raise DoesNotFit(f"{path}: the model has no such parameter, so the patch was made for another one") from error
     return module, name
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The layer itself, where peft has put its adapters around it."""
+    inner = getattr(module, "base_layer", None)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def stored(module: nn.Module, name: str) -> Tensor:

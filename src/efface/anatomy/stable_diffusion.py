@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efface import tokens
 from efface.anatomy.family import Call, Encoder, Family, Kind, Reader, Text
+from efface.anatomy.place import unwrapped
 from efface.errors import DoesNotFit
 from efface.tokens import Tokens
 
@@ -39,10 +40,10 @@ class StableDiffusion(Family):
     def readers(self) -> dict[str, Reader]:
         """Keys and values of every cross-attention."""
         found = {
-            f"{path}.{name}.weight": Reader(getattr(module, name), "states")
+            f"{path}.{name}.weight": Reader(layer, "states")
             for path, module in self.crossing().items()
             for name in ("to_k", "to_v")
-            if isinstance(getattr(module, name, None), nn.Linear)
+            if isinstance(layer := unwrapped(getattr(module, name, module)), nn.Linear)
         }
         if not found:
             raise DoesNotFit(f"{type(self.denoiser).__name__} has no cross-attention layers to_k and to_v to edit")

@@ -18,7 +18,7 @@ T5_TOKENS = 256
 
 
 class StableDiffusion3(Transformer):
-    """Text states: the rows of both CLIPs side by side, widened by zeros, then those of T5 (zeros if it is left out)."""
+    """Text states: both CLIPs' rows side by side, widened by zeros, then those of T5 (zeros if it is left out)."""
 
     title: ClassVar[str] = "Stable Diffusion 3 or 3.5"
     segments: ClassVar[tuple[int, ...]] = (0, 2)

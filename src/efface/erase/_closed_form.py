@@ -176,7 +176,9 @@ def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: floa
 
 def factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
     """The Cholesky factor of A + ridge * I, A positive semi-definite, and an upper bound on its condition number."""
-    factor, info = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
+    ridged = A.clone()
+    ridged.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(ridged)
     if info.any():
         raise EffaceError(
             f"the edit cannot be solved: ridge {ridge:g} is too small, or the model's weights are damaged"

@@ -11,7 +11,6 @@ Legend: D width of the text, m rows, out outputs of all readers together. Everyt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,63 +29,63 @@ if TYPE_CHECKING:
 class Wide:
     """In D x D matrices, for readers with D outputs or more together."""
 
-    TG: Tensor
-    """TᵀG"""
+    said: Tensor
+    """TᵀG cᵀ (D, m)"""
     TGT: Tensor
-    """TᵀGT"""
+    """TᵀGT (D, D)"""
 
-    def __call__(self, rows: Tensor, reg: float) -> tuple[Tensor, float]:
-        """c' (m, D) of `rows` c (m, D), and a bound on the equations' condition number."""
+    def __call__(self, reg: float) -> tuple[Tensor, float]:
+        """c' (m, D), and a bound on the equations' condition number."""
         factor, condition = factored(self.TGT, reg)
-        return torch.cholesky_solve(self.TG @ rows.T, factor).T, condition
+        return torch.cholesky_solve(self.said, factor).T, condition
 
     def edited(self, step: Transform) -> None:
         """T becomes T (I + u vᵀ)."""
         u, v = step.left, step.right
-        self.TG += v @ (u.T @ self.TG)
+        self.said += v @ (u.T @ self.said)
         right = self.TGT @ u  # (D, r)
-        half = right + v @ (u.T @ right) / 2
-        self.TGT += half @ v.T + v @ half.T  # symmetric to the last bit
+        half = (right + v @ (u.T @ right) / 2) @ v.T
+        self.TGT += half + half.T
 
 
 @dataclass(slots=True)
 class Narrow:
     """In out x out matrices, for readers with fewer outputs than inputs."""
 
-    W: Tensor
-    """(out, D), the original weights."""
+    said: Tensor
+    """W cᵀ (out, m)"""
     A: Tensor
-    """W T"""
+    """W T (out, D)"""
     AA: Tensor
     """A Aᵀ (out, out)"""
 
-    def __call__(self, rows: Tensor, reg: float) -> tuple[Tensor, float]:
-        """c' (m, D) of `rows` c (m, D), and a bound on the equations' condition number."""
+    def __call__(self, reg: float) -> tuple[Tensor, float]:
+        """c' (m, D), and a bound on the equations' condition number."""
         factor, condition = factored(self.AA, reg)
-        return torch.cholesky_solve(self.W @ rows.T, factor).T @ self.A, condition
+        return torch.cholesky_solve(self.said, factor).T @ self.A, condition
 
     def edited(self, step: Transform) -> None:
         """T becomes T (I + u vᵀ)."""
         a, b = self.A @ step.left, self.A @ step.right  # (out, r)
-        half = b + a @ (step.right.T @ step.right) / 2
-        self.AA += half @ a.T + a @ half.T
+        half = (b + a @ (step.right.T @ step.right) / 2) @ a.T
+        self.AA += half + half.T
         self.A += a @ step.right.T
 
 
-def derivation(pipe: Pipe, kind: Kind, base: Sequence[str]) -> Wide | Narrow:
-    """Ready for T = I. The Gram matrix is cached on disk by the hash of the readers' weights, `base`."""
-    D = anatomy.of(pipe).widths[kind]
+def derivation(pipe: Pipe, kind: Kind, base: str, rows: Tensor) -> Wide | Narrow:
+    """Ready to derive for `rows` c (m, D) and T = I. The Gram matrix is cached on disk by `base`, the readers' hash."""
+    D = rows.shape[1]
     weights = [reader.weight[:, :D] for reader in anatomy.of(pipe).readers().values() if reader.text == kind]
     if sum(len(weight) for weight in weights) < D:
         W = torch.cat([weight.detach().cpu().double() for weight in weights])
-        return Narrow(W, W.clone(), cache.cached("weight-gram", [*base, kind], lambda: {"WW": W @ W.T})["WW"])
+        return Narrow(W @ rows.T, W, cache.cached("weight-gram", [base, kind], lambda: {"gram": W @ W.T})["gram"])
 
-    def gram() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         total = torch.zeros(D, D, dtype=torch.float64)
         for weight in weights:
             W = weight.detach().cpu().double()
             total += W.T @ W
-        return {"WW": total}
+        return {"gram": total}
 
-    G = cache.cached("weight-gram", [*base, kind], gram)["WW"]
-    return Wide(G.clone(), G.clone())
+    G = cache.cached("weight-gram", [base, kind], compute)["gram"]
+    return Wide(G @ rows.T, G)

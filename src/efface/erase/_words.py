@@ -109,7 +109,7 @@ class Words:
         elif len(self.kept) > MANY or self._length * len(self.kept) >= self.widths["states"]:
             return self._kept_grams[kind]
         else:
-            rows = [one.text(kind) for one in self._encode(self.kept, "max_length").values()]
+            rows = [self._few[prompt].text(kind) for prompt in self.kept]
         P = torch.cat([torch.zeros(0, self.widths[kind], dtype=torch.float64), *rows])
         return P if len(P) < P.shape[1] else P.T @ P
 
@@ -117,6 +117,12 @@ class Words:
     def _full(self) -> Mapping[str, Encoded]:
         """The edited and guiding prompts, padding rows included."""
         return self._encode(tuple(dict.fromkeys(p for edit in self.edits for p in edit)), "max_length")
+
+    @cached_property
+    def _few(self) -> Mapping[str, Encoded]:
+        """The kept prompts, where they are few, padding rows included."""
+        fresh = [prompt for prompt in self.kept if prompt not in self._full]
+        return {**self._full, **self._encode(fresh, "max_length")}
 
     @property
     def _length(self) -> int:

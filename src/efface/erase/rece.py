@@ -81,14 +81,13 @@ class RECE(Eraser):
         T, worst = closed.edit(old, new, kept, self.erase_scale, self.start_preserve_scale, self.start_ridge)
         if not self.epochs:
             return T, worst
-        derive = derivation(pipe, kind, [base])
-        derive.edited(T)
         c, anchor, _ = words.rows(kind, "all")
         kept = words.keeping(kind, "all")
+        derive, step = derivation(pipe, kind, base, c), T
         for _ in track(range(self.epochs), "deriving and erasing"):
-            derived, first = derive(c, self.reg)
-            step, second = closed.edit(derived, anchor, kept, self.erase_scale, self.preserve_scale, self.ridge)
             derive.edited(step)
+            derived, first = derive(self.reg)
+            step, second = closed.edit(derived, anchor, kept, self.erase_scale, self.preserve_scale, self.ridge)
             T = T.then(step)
             worst = max(worst, first, second)
         return T, worst

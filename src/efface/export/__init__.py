@@ -4,7 +4,7 @@
 """
 
 from efface.export.hub import push_to_hub as push_to_hub
-from efface.export.model_card import model_card as model_card
 from efface.export.reading import read as read
+from efface.export.readme import model_card as model_card
 from efface.export.writing import FORMATS as FORMATS
 from efface.export.writing import write as write

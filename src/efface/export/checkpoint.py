@@ -32,8 +32,8 @@ def save(patch: Patch, pipe: Pipe, path: Path) -> None:
     kind = family.of_pipe(pipe)
     if kind not in ("sd1", "sdxl"):
         raise DoesNotFit(
-            f"{path}: single files are written for Stable Diffusion 1.x and XL, not for a {type(pipe).__name__} of this "
-            "kind; give a folder (a name without an ending)"
+            f"{path}: single files are written for Stable Diffusion 1.x and XL, not for this {type(pipe).__name__}; "
+            "give a folder (a name without an ending)"
         )
     needed = ("unet", "vae", "text_encoder", *(["text_encoder_2"] if kind == "sdxl" else []))
     if missing := [part for part in needed if pipe.components.get(part) is None]:

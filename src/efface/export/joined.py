@@ -1,6 +1,6 @@
 """Layers that a model's authors keep in one and diffusers splits (queries, keys and values): join, split, swap rows.
 
-Several changes of rank r side by side are one change of rank 3 r whose factors are block-diagonal; it falls apart again.
+Three changes of rank r side by side are one change of rank 3 r with block-diagonal factors, which falls apart again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def join(parts: Sequence[str], held: Mapping[str, LowRank], rows: Sequence[int])
 
 
 def split(factors: LowRank, rows: Sequence[int]) -> list[LowRank | None]:
-    """The factors of each part, without the directions that a part does not use; None for a part that stays as it is."""
+    """The factors of each part, without the directions it does not use; None for a part that stays as it is."""
     if len(rows) == 1:
         return [factors]
     found: list[LowRank | None] = []

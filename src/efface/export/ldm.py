@@ -1,7 +1,7 @@
 """U-Nets as their authors name the layers (LDM and SGM): input_blocks, middle_block, output_blocks.
 
 Diffusers counts blocks and layers within them, the authors count the layers through. With n resnets in a down block,
-block b's layer i is input_blocks.(b (n + 1) + i + 1), and block b's layer i of the way up output_blocks.(b (n + 1) + i).
+layer i of block b is input_blocks.(b (n + 1) + i + 1) on the way down and output_blocks.(b (n + 1) + i) on the way up.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from efface import anatomy
 from efface.errors import BadInput, DoesNotFit
 from efface.export import joined, layers, mmdit, rank
 from efface.export.family import Family
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 HELD = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Parts of a pipeline that LoRA files have layers of."""
+_T5 = ".encoder.block."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,10 @@ class Model:
         """Shape of a parameter, if the pipeline was given and has it."""
         if self.pipe is None:
             return None
-        part, _, name = path.partition(".")
-        weight = dict(self.pipe.components[part].named_parameters()).get(name)
-        return None if weight is None else tuple(weight.shape)
+        try:
+            return tuple(anatomy.stored(*anatomy.place(self.pipe, path)).shape)
+        except DoesNotFit:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +59,22 @@ class Written:
 def for_diffusers(patch: Patch, model: Model, limit: int | None = None) -> Written:
     """Tensors that `pipe.load_lora_weights` reads: `unet.....lora_A.weight` and `.lora_B.weight`, scale 1."""
     tensors: dict[str, Tensor] = {}
+    if unread := [path for path in patch.deltas if path.startswith("text_encoder") and _T5 in path]:
+        raise DoesNotFit(
+            f"{layers.listed(unread)}: in a T5, into which diffusers loads no LoRA; write kohya's or a checkpoint"
+        )
     reduced = _reduced(patch, limit)
     for module, found in reduced.items():
         up, down = _shaped(found.factors, _kernel(module, patch.deltas[f"{module}.weight"], model))
         name = layers.portable(module)
         tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-    return Written(tensors, _energy(reduced), _largest(reduced))
+    return Written(tensors, _energy(reduced, limit), _largest(reduced))
 
 
 def for_kohya(patch: Patch, model: Model, limit: int | None = None) -> Written:
-    """Tensors as kohya's trainer writes them, which A1111, ComfyUI and diffusers read; alpha is the rank: scale 1."""
-    tensors: dict[str, Tensor] = {}
+    """Tensors as kohya's trainer writes them, which A1111, ComfyUI and diffusers read; alpha / rank is the scale."""
     reduced = _reduced(patch, limit)
+    layered: dict[str, tuple[LowRank, tuple[int, ...]]] = {}
     for place in _places(list(reduced), model):
         held = {part: reduced[part].factors for part in place.parts if part in reduced}
         first = next(iter(held))
@@ -75,10 +82,19 @@ def for_kohya(patch: Patch, model: Model, limit: int | None = None) -> Written:
         factors = joined.join(place.parts, held, rows)
         if mmdit.is_swapped(first, len(factors.up), factors.down.shape[1]):
             factors = LowRank(joined.swapped(factors.up), factors.down)
-        up, down = _shaped(factors, _kernel(first, patch.deltas[f"{first}.weight"], model))
-        tensors |= {f"{place.name}.lora_down.weight": down, f"{place.name}.lora_up.weight": up}
-        tensors[f"{place.name}.alpha"] = torch.tensor(float(len(down)))
-    return Written(tensors, _energy(reduced), _largest(reduced))
+        layered[place.name] = factors, _kernel(first, patch.deltas[f"{first}.weight"], model)
+    largest = max((len(factors.down) for factors, _ in layered.values()), default=0)
+    tensors: dict[str, Tensor] = {}
+    for name, (factors, kernel) in layered.items():
+        # one alpha for all layers of a U-Net and its encoders: diffusers applies differing ones to some layers only
+        alpha = own = len(factors.down)
+        if model.family not in ("sd3", "flux"):
+            alpha = largest
+        scaled = factors if alpha == own else LowRank(factors.up * (own / alpha), factors.down)
+        up, down = _shaped(scaled, kernel)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
+    return Written(tensors, _energy(reduced, limit), largest)
 
 
 def in_full(patch: Patch, model: Model) -> Written:
@@ -135,7 +151,9 @@ def _reduced(patch: Patch, limit: int | None) -> dict[str, rank.Reduced]:
     return {module: rank.reduce(delta, limit) for module, delta in deltas.items()}
 
 
-def _energy(reduced: Mapping[str, rank.Reduced]) -> float:
+def _energy(reduced: Mapping[str, rank.Reduced], limit: int | None) -> float:
+    if limit is None:
+        return 1.0
     whole = sum(found.whole for found in reduced.values())
     return sum(found.kept for found in reduced.values()) / whole if whole else 1.0
 

@@ -37,11 +37,12 @@ _FOREIGN = (
     (r"\.lora_(B|up)(\.\w+)?\.bias$", "LoRA with a bias"),
 )
 """What else is called a LoRA, by the names of its tensors: not up times down."""
-_ROOTS = (
-    "down_blocks mid_block up_blocks conv_in conv_out conv_norm_out time_embedding add_embedding transformer_blocks "
-    "single_transformer_blocks context_embedder x_embedder time_text_embed norm_out proj_out pos_embed text_model encoder "
-    "embeddings final_layer_norm text_projection shared"
-).split()
+_ROOTS = re.compile(
+    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|conv_norm_out|time_embedding|add_embedding|transformer_blocks|"
+    r"single_transformer_blocks|context_embedder|x_embedder|time_text_embed|norm_out|proj_out|pos_embed|text_model|"
+    r"encoder|embeddings|final_layer_norm|text_projection|shared)(\.|$)"
+)
+"""How modules of denoisers and text encoders start."""
 _OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """Diffusers' old names of a CLIP's projections."""
 
@@ -59,7 +60,9 @@ class _Entry:
 def is_lora(names: Iterable[str]) -> bool:
     """Whether a file with tensors of these names is a LoRA, of whichever kind."""
     return any(
-        _FACTOR.fullmatch(name) or name.rpartition(".")[2] in _WHOLE or any(re.search(sign, name) for sign, _ in _FOREIGN)
+        _FACTOR.fullmatch(name)
+        or name.rpartition(".")[2] in _WHOLE
+        or any(re.search(sign, name) for sign, _ in _FOREIGN)
         for name in names
     )
 
@@ -76,10 +79,11 @@ def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: str, 
     deltas: dict[str, Delta] = {}
     for stem, entry in entries.items():
         modules = _modules(stem, family, model.layers)
-        if modules is None or not all(module.split(".")[1] in _ROOTS for module in modules):
+        if modules is None or not all(_ROOTS.match(module.partition(".")[2]) for module in modules):
             raise DoesNotFit(f"{file}: {stem} is no layer of a model that efface knows")
         modules = tuple(layers.local(module, family, base) for module in modules)
-        deltas |= _changes(entry, modules, model, scales.of(stem, entry), f"{file}: {stem}")
+        theirs = stem.startswith(("lora_unet_", "diffusion_model."))
+        deltas |= _changes(entry, modules, model, scales.of(stem, entry), theirs, f"{file}: {stem}")
     patch = Patch(deltas, card(metadata, file))
     if base is not None:
         _check(patch, model, file)
@@ -92,7 +96,9 @@ def _entries(tensors: Mapping[str, Tensor], file: str) -> dict[str, _Entry]:
     for name, tensor in tensors.items():
         for sign, kind in _FOREIGN:
             if found := re.search(sign, name):
-                raise DoesNotFit(f"{file}: {name[: found.start()]} is a {kind} layer; only LoRA (up times down) is read")
+                raise DoesNotFit(
+                    f"{file}: {name[: found.start()]} is a {kind} layer; only LoRA (up times down) is read"
+                )
         stem, _, ending = name.rpartition(".")
         if found := _FACTOR.fullmatch(name):
             kind = next(filter(None, found.groups()[1:]))
@@ -126,6 +132,10 @@ def _modules(stem: str, family: Family | None, count: int) -> tuple[str, ...] | 
         return layers.from_kohya(stem, family, count)
     if stem.startswith("diffusion_model."):
         return layers.from_authors(stem.removeprefix("diffusion_model."), family, count)
+    if _ROOTS.match(stem):  # a denoiser's layer without its part: old files of diffusers
+        stem = (
+            "transformer." if stem.startswith(("transformer_blocks.", "single_transformer_blocks.")) else "unet."
+        ) + stem
     part, _, path = stem.partition(".")
     if part not in HELD:
         return None
@@ -139,29 +149,40 @@ def _modules(stem: str, family: Family | None, count: int) -> tuple[str, ...] | 
 
 
 def _changes(
-    entry: _Entry, modules: tuple[str, ...], model: Model, scale: float, what: str
+    entry: _Entry, modules: tuple[str, ...], model: Model, scale: float, theirs: bool, what: str
 ) -> dict[str, Delta]:
-    """The changes of the parameters of one layer, or of the several that the file keeps in one."""
+    """The changes of the parameters of one layer, or of the several that the file keeps in one.
+
+    `theirs`: the rows are in the order of the model's authors, not in diffusers'.
+    """
     found: dict[str, Delta] = {}
     if entry.up is not None and entry.down is not None:
         up, down = entry.up.flatten(1), entry.down.flatten(1)  # (out, r), (r, in * height * width)
         if up.shape[1] != len(down):
             raise DoesNotFit(f"{what} has factors {tuple(entry.up.shape)} and {tuple(entry.down.shape)}: no LoRA layer")
         up = up if scale == 1 else up.float() * scale
-        if mmdit.is_swapped(modules[0], len(up), down.shape[1]):
+        if theirs and mmdit.is_swapped(modules[0], len(up), down.shape[1]):
             up = joined.swapped(up)
         pieces = joined.split(LowRank(up, down), _rows(modules, len(up), model, what))
         found |= {f"{m}.weight": piece for m, piece in zip(modules, pieces, strict=True) if piece is not None}
     for ending, whole in entry.whole.items():
-        columns = (model.shape(f"{modules[0]}.weight") or (0, len(whole) // 2))[1:2]
-        if whole.dim() > 1:
-            columns = tuple(whole.shape[1:2])
-        if columns and mmdit.is_swapped(modules[0], len(whole), columns[0]):
+        if theirs and mmdit.is_swapped(modules[0], len(whole), _columns(entry, modules[0], model, what)):
             whole = joined.swapped(whole)
         pieces = whole.split(_rows(modules, len(whole), model, what))
         changed = [(m, piece) for m, piece in zip(modules, pieces, strict=True) if len(modules) == 1 or piece.any()]
         found |= {f"{module}.{ending}": piece.contiguous() for module, piece in changed}
     return found
+
+
+def _columns(entry: _Entry, module: str, model: Model, what: str) -> int:
+    """Columns of a layer whose rows the authors may keep in another order; 0 for all other layers."""
+    if not module.endswith(("norm_out.linear", "norm1_context.linear")):
+        return 0
+    shape = model.shape(f"{module}.weight")
+    known = entry.whole.get("weight", entry.down)
+    if shape is None and known is None:
+        raise BadInput(f"{what}: the order of its bias depends on the model: give it (base=, --model)")
+    return shape[1] if shape is not None else known.shape[1] if known is not None else 0
 
 
 def _rows(modules: tuple[str, ...], total: int, model: Model, what: str) -> list[int]:

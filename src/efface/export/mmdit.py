@@ -1,4 +1,4 @@
-"""SD 3 and FLUX as their authors name the layers. The authors keep some layers in one (qkv, linear1) that diffusers splits.
+"""SD 3 and FLUX as their authors name the layers. Some that diffusers splits, the authors keep in one (qkv, linear1).
 
 Where diffusers' AdaLayerNormContinuous reads (scale, shift), the authors' final layers wrote (shift, scale).
 """

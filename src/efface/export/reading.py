@@ -30,8 +30,8 @@ def read(path: str | Path, base: Pipe | None = None, rank: int | None = None) ->
     """
     path = Path(path)
     if path.is_dir() and path.joinpath("model_index.json").is_file():
-        after = models.load(str(path), dtype=getattr(_needed(base, path), "dtype", None))
-        return _between(base, after, path, rank)
+        base = _needed(base, path)
+        return _between(base, _loaded(path, base), path, rank)
     file = _only_file(path) if path.is_dir() else path
     if not file.is_file():
         raise BadInput(f"{path}: no such patch, LoRA or weights")
@@ -56,7 +56,15 @@ def _needed(base: Pipe | None, path: Path) -> Pipe:
     return base
 
 
-def _between(base: Pipe | None, after: Pipe | Mapping[str, Tensor], path: Path, limit: int | None) -> Patch:
+def _loaded(folder: Path, base: Pipe) -> dict[str, Tensor]:
+    """All parameters of the pipeline in a folder, which has to have those of the base. Tied ones are there once."""
+    after = dict(single_file.parameters(models.load(str(folder), dtype=getattr(base, "dtype", None))))
+    if gone := [path for path, _ in single_file.parameters(base) if path not in after]:
+        raise DoesNotFit(f"{folder}: lacks {layers.listed(gone)}, which the base has: two different architectures")
+    return after
+
+
+def _between(base: Pipe, after: Mapping[str, Tensor], path: Path, limit: int | None) -> Patch:
     found = Patch.between(base, after, rank=limit)
     rank.check(limit, {name: d for name, d in found.deltas.items() if isinstance(d, LowRank)})
     if not found.deltas:

@@ -50,7 +50,7 @@ class Stored:
 def layout(pipe: Pipe, family: Family) -> dict[str, Stored]:
     """Where each parameter of the pipeline is in a single file; those without a name there are not among them."""
     found: dict[str, Stored] = {}
-    for path, weight in parameters(pipe):
+    for path, _ in parameters(pipe):
         part, _, name = path.partition(".")
         if part == "unet":
             stored = _of_unet(name, pipe)
