@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ from torch import Tensor
 from efface import anatomy, steer
 from efface.anatomy import Text
 from efface.core import Concept
+from efface.erase import UCE
 from efface.steer import Guidance, Step
-from tests import tiny
+from tests import families, tiny
 
 STEPS = 3
 CONCEPT = Concept("cigarette")
@@ -328,3 +329,200 @@ def test_timesteps_with_a_row_for_each_picture_are_extended(pipe: Any) -> None:
         (states,) = away.states
         concept = anatomy.of(pipe).denoise(latents, timesteps, states[torch.zeros(2, dtype=torch.long)])
     torch.testing.assert_close(steered, plain - 0.5 * (concept - plain), atol=1e-5, rtol=0)
+
+
+# Every family
+
+
+each_family = pytest.mark.parametrize("family", families.FAMILIES)
+two_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@dataclass(frozen=True)
+class Ask(Guidance):
+    """Asks for one more row, writes down what came, and moves by `strength` of it."""
+
+    concept: Concept = CONCEPT
+    strength: float = 0.0
+    states: tuple[Text, ...] = ()
+    seen: list[tuple[Step, Tensor, Tensor]] = field(default_factory=list)
+
+    def rows(self, step: Step) -> Mapping[str, Text]:
+        (states,) = self.states
+        return {"concept": states[torch.zeros(len(step.prompt.states), dtype=torch.long)]}
+
+    def steer(self, step: Step, rows: Mapping[str, Tensor]) -> Tensor:
+        assert step.text is not None
+        self.seen.append((replace(step), step.text.clone(), rows["concept"].clone()))
+        return step.text + self.strength * rows["concept"] if self.strength else step.text
+
+
+@contextmanager
+def rows_of_calls(pipe: Any) -> Iterator[list[int]]:
+    """Rows of each call that reaches the denoiser's own layers, in any family."""
+    network, calls = anatomy.of(pipe).denoiser, list[int]()
+    # not `pos_embed` of FLUX: positions have no rows
+    first = next(child for name, child in network.named_children() if name in ("conv_in", "x_embedder", "pos_embed")
+                 and type(child).__name__ != "FluxPosEmbed")  # fmt: skip
+    handle = first.register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@two_dtypes
+@each_family
+def test_guidances_of_strength_nothing_leave_every_familys_picture_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+    pipe = families.FAMILIES[family](dtype)
+    for settings in ({"negative_prompt": "a cat"}, {"guidance_scale": 1.0}):
+        stock = families.draw(pipe, "a dog", **settings)
+        with Still().on(pipe):
+            assert torch.equal(families.draw(pipe, "a dog", **settings), stock)
+        network = anatomy.of(pipe).denoiser
+        assert len(network._forward_hooks) + len(network._forward_pre_hooks) == 0
+
+
+@each_family
+def test_rows_asked_for_and_not_used_change_no_familys_picture(family: str) -> None:
+    """In another batch size, so within rounding."""
+    pipe = families.FAMILIES[family]()
+    stock = families.draw(pipe, "a dog")
+    with Ask(states=encoded(pipe, "a cigarette")).on(pipe):
+        torch.testing.assert_close(families.draw(pipe, "a dog"), stock, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [5.0, 1.0])
+@each_family
+def test_one_more_row_is_one_call_and_what_a_call_with_that_text_alone_gives(family: str, scale: float) -> None:
+    pipe = families.FAMILIES[family]()
+    found, B = anatomy.of(pipe), 2
+    ask = Ask(states=encoded(pipe, "a cigarette"))
+    calls: list[Any] = []
+    network = found.denoiser
+    watch = network.register_forward_pre_hook(lambda _, a, k: calls.append((a, k)), with_kwargs=True)
+    with rows_of_calls(pipe) as rows:
+        families.draw(pipe, ["a dog", "a cat"], guidance_scale=scale, num_inference_steps=STEPS)
+    watch.remove()
+    guided = scale > 1 and family != "flux"
+    assert rows == [2 * B if guided else B] * STEPS
+    with ask.on(pipe), rows_of_calls(pipe) as rows:
+        families.draw(pipe, ["a dog", "a cat"], guidance_scale=scale, num_inference_steps=STEPS)
+    assert rows == [3 * B if guided else 2 * B] * STEPS
+    assert [step.index for step, *_ in ask.seen] == list(range(STEPS))
+    for (args, kwargs), (step, text, concept) in zip(calls, ask.seen, strict=True):
+        assert (step.null is not None) == guided and step.scale == (scale if guided else 1.0)
+        call = found.take(args, kwargs)
+        (states,) = ask.states
+        other = replace(states[torch.zeros(B, dtype=torch.long)], extra=call.text[slice(-B, None)].extra)
+        # the step's own latents: earlier steps may have moved them by rounding
+        alone = replace(call, latents=step.latents, text=other, timestep=call.timestep.flatten()[-1:].expand(B))
+        with torch.no_grad():
+            expected = network(**found.give(alone))[0]
+            own = network(**found.give(replace(alone, text=call.text[slice(-B, None)])))[0]
+        torch.testing.assert_close(concept, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(text, own, atol=1e-5, rtol=1e-5)
+
+
+@each_family
+def test_a_step_is_told_in_every_family_and_precision(family: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        pipe = families.FAMILIES[family](dtype)
+        diary = Diary()
+        with diary.on(pipe):
+            for _ in range(2):
+                families.draw(pipe, ["a dog", "a cat"], num_inference_steps=7)
+        told = [(index, count, B, memory) for index, count, _, B, _, memory in diary.seen]
+        assert told == [(i, 7, 2, i + 1) for i in range(7)] * 2, dtype
+
+
+@each_family
+def test_steering_moves_every_familys_picture(family: str) -> None:
+    pipe = families.FAMILIES[family]()
+    stock = families.draw(pipe, "a dog")
+    with Ask(strength=0.5, states=encoded(pipe, "a cigarette")).on(pipe):
+        assert (families.draw(pipe, "a dog") - stock).abs().max() > 1e-3
+    assert torch.equal(families.draw(pipe, "a dog"), stock)
+
+
+@each_family
+def test_the_key_text_draws_another_prompt_in_every_family(family: str) -> None:
+    pipe = families.FAMILIES[family]()
+    expected = families.draw(pipe, "a cigarette", num_inference_steps=STEPS)
+    with Instead(states=encoded(pipe, "a cigarette")).on(pipe):
+        assert torch.equal(families.draw(pipe, "a dog", num_inference_steps=STEPS), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [("sdxl", {"original_size": (64, 32)}), ("flux", {"guidance_scale": 1.5})]
+)
+def test_a_text_without_what_goes_beside_it_takes_the_prompts(family: str, settings: dict[str, Any]) -> None:
+    pipe = families.FAMILIES[family]()
+    stock = families.draw(pipe, "a cigarette", **settings)
+    with Instead(states=encoded(pipe, "a cigarette")).on(pipe):
+        assert torch.equal(families.draw(pipe, "a dog", **settings), stock)
+    same, other = Ask(states=encoded(pipe, "a dog")), Ask(states=encoded(pipe, "a dog"))
+    with same.on(pipe):
+        families.draw(pipe, "a dog", **settings)
+    for _, text, row in same.seen:
+        torch.testing.assert_close(row, text, atol=1e-5, rtol=1e-5)
+    extra = {"sdxl": {"time_ids": torch.full((1, 6), 5.0)}, "flux": {"guidance": torch.tensor([9.0])}}[family]
+    (states,) = other.states
+    with Ask(states=(replace(states, extra=extra),), seen=other.seen).on(pipe):
+        families.draw(pipe, "a dog", **settings)
+    assert all((row - text).abs().max() > 1e-4 for _, text, row in other.seen)
+
+
+@pytest.mark.parametrize("map_first", [True, False])
+@each_family
+def test_rows_of_a_guidance_are_mapped_too_whichever_came_first(family: str, map_first: bool) -> None:
+    pipe = families.FAMILIES[family]()
+    patch = UCE(rows="all").fit(pipe, Concept("cigarette", anchor="flower"))
+    ask, mapped = Ask(strength=0.5, states=encoded(pipe, "a cigarette")), patch.as_transform()
+    with ask.on(pipe):
+        unmapped = families.draw(pipe, "a dog")
+    with ask.on(pipe), patch.on(pipe):
+        expected = families.draw(pipe, "a dog")
+    assert (unmapped - expected).abs().max() > 1e-3
+    with ExitStack() as entered:
+        for defense in (mapped, ask) if map_first else (ask, mapped):
+            entered.enter_context(defense.on(pipe))
+        torch.testing.assert_close(families.draw(pipe, "a dog"), expected, atol=5e-4, rtol=0)
+
+
+def test_a_guidance_that_comes_after_another_left_sees_the_map_too() -> None:
+    """Off and on again, hooks change places."""
+    pipe = families.sdxl()
+    patch = UCE(rows="all").fit(pipe, Concept("cigarette", anchor="flower"))
+    ask = Ask(strength=0.5, states=encoded(pipe, "a cigarette"))
+    with ask.on(pipe), patch.on(pipe):
+        expected = families.draw(pipe, "a dog")
+    with ask.on(pipe):
+        pass
+    with patch.as_transform().on(pipe):
+        with ask.on(pipe):
+            pass
+        with ask.on(pipe):
+            torch.testing.assert_close(families.draw(pipe, "a dog"), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.xfail(strict=True, reason="the chain takes FLUX's second call, for the negative prompt, for the prompt's")
+def test_flux_with_a_negative_prompt_steers_the_prompts_call_only() -> None:
+    """It calls the transformer twice a step; what it guides away from is not a picture of the prompt."""
+    pipe = families.flux()
+    settings: dict[str, Any] = {"negative_prompt": "a cat", "true_cfg_scale": 3.0, "num_inference_steps": STEPS}
+    diary = Diary()
+    with diary.on(pipe):
+        families.draw(pipe, "a dog", **settings)
+    assert [(index, memory) for index, *_, memory in diary.seen] == [(i, i + 1) for i in range(STEPS)]
+
+
+@pytest.mark.xfail(strict=True, reason="the chain takes SD 3's call with skipped layers for a guided one")
+def test_sd3_with_skipped_layers_can_be_steered() -> None:
+    """Its further call has a row for each picture, not two."""
+    pipe = families.sd3()
+    settings = {"skip_guidance_layers": [1], "guidance_scale": 5.0, "num_inference_steps": 5}
+    settings |= {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.9}
+    stock = families.draw(pipe, "a dog", **settings)
+    with Still().on(pipe):
+        assert torch.equal(families.draw(pipe, "a dog", **settings), stock)

@@ -13,6 +13,8 @@ from tests.tiny import tiny_pipeline
 
 from efface.patch import Patch
 
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+FLAT = f"lora_unet_{LAYER.replace('.', '_')}"
 TOML_TYPO = '[ball]\nprompt = ["a ball"]\n'
 
 
@@ -49,6 +51,22 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     save_file(network, made["part"])
     made["single"] = folder / "sd.safetensors"
     save_file({**network, "first_stage_model.w": torch.zeros(2), "cond_stage_model.w": torch.zeros(2)}, made["single"])
+    for kind, ending in (
+        ("loha", "hada_w1_a"),
+        ("lokr", "lokr_w1"),
+        ("dora", "dora_scale"),
+        ("tucker", "lora_mid.weight"),
+    ):
+        made[kind] = folder / f"{kind}.safetensors"
+        save_file({f"{FLAT}.{ending}": torch.zeros(2, 2)}, made[kind])
+    made["lora"] = folder / "lora.safetensors"
+    save_file({f"{FLAT}.lora_down.weight": torch.ones(1, 99), f"{FLAT}.lora_up.weight": torch.ones(9, 1)}, made["lora"])
+    made["wide"] = folder / "wide.safetensors"
+    save_file({f"{LAYER}.weight": torch.ones(3, 5)}, made["wide"])
+    made["lacking"] = folder / "lacking.safetensors"
+    save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, made["lacking"])
+    made["bias"] = folder / "bias.safetensors"
+    Patch({"unet.conv_in.bias": torch.ones(16)}).save(made["bias"])
     made["textfile"] = folder / "picture.png"
     made["textfile"].write_text("not a picture")
     return made
@@ -100,6 +118,34 @@ CASES = {
     "unknown dtype": ("generate hi --model {model} --dtype float23", 'unknown dtype "float23"'),
     "run folder without a report": ("report {empty}", "not the folder of a finished run"),
     "patch saved under a wrong name": ("erase uce cigarette --model {model} -o p.ckpt", "a .safetensors file"),
+    "export to an unknown format": ("export {patch} --to kohia -o p.safetensors", 'unknown format "kohia"'),
+    "export of nothing": ("export nowhere.safetensors --to kohya -o p.safetensors", "no such patch, LoRA or weights"),
+    "export of a pickle": ("export {pickle} --to kohya -o p.safetensors", "a pickle, which efface never reads"),
+    "export of a cut file": ("export {truncated} --to kohya -o p.safetensors", "truncated"),
+    "export of an empty folder": ("export {empty} --to kohya -o p.safetensors", "neither a diffusers model nor"),
+    "export to another ending": ("export {patch} --to kohya -o p.ckpt", "a .safetensors file, got the ending .ckpt"),
+    "LoRA for another base": (
+        "export {lora} --to patch --model {model} -o p.safetensors",
+        f"a LoRA for another base: 1 of 1 layers do not fit: unet.{LAYER}.weight ((9, 99), the base (32, 32))",
+    ),
+    "LoHa": ("export {loha} --to patch -o p.safetensors", f"{FLAT} is a LoHa layer; only LoRA"),
+    "LoKr": ("export {lokr} --to patch -o p.safetensors", f"{FLAT} is a LoKr layer; only LoRA"),
+    "DoRA": ("export {dora} --to patch -o p.safetensors", f"{FLAT} is a DoRA layer; only LoRA"),
+    "LoRA with a core": ("export {tucker} --to patch -o p.safetensors", f"{FLAT} is a Tucker"),
+    "weights without their base": ("export {wide} --to patch -o p.safetensors", "give the model they were made from"),
+    "weights of another architecture": (
+        "export {wide} --to patch --model {model} -o p.safetensors", f"made for another base: unet.{LAYER}.weight"
+    ),
+    "single file with missing layers": (
+        "export {lacking} --to patch --model {model} -o p.safetensors", "incomplete, it lacks model.diffusion_model."
+    ),
+    "rank above the full one": ("export {patch} --to kohya --rank 33 -o p.safetensors", "1 to 32, the full rank of"),
+    "rank of 0": ("export {patch} --to diffusers --rank 0 -o p.safetensors", "from 1 to 32, the full rank of"),
+    "rank of a full change": ("export {patch} --to diff --rank 2 -o p.safetensors", "diff keeps everything"),
+    "bias in a LoRA": ("export {bias} --to kohya -o p.safetensors", "unet.conv_in.bias: not the weight of a"),
+    "no map of the text": ("export {misfit} --to transform -o p.safetensors", "do not all change by one map"),
+    "checkpoint of another model": ("export {misfit} --to checkpoint --model {model} -o out", "expected shape (16,"),
+    "checkpoint over a folder": ("export {patch} --to checkpoint --model {model} -o {bin}", "the folder is not empty"),
     "picto concept unknown to the demo": ("demo --concept dog -o out", 'unknown picto concept "dog"'),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What each command does when it is used well."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,22 @@ def test_screen_judges_prompts(efface: Run) -> None:
 def test_screen_judges_with_a_list_of_ones_own(efface: Run) -> None:
     assert efface("screen", "a red dog", "--guard", "blocklist:0.5:phrases=red dog;cat").code == 3
     assert efface("screen", "a dog", "--guard", "blocklist:phrases=red dog;cat").code == 0
+
+
+def test_export_writes_a_lora_that_comes_back_as_a_patch(efface: Run, patch: Path) -> None:
+    made = efface("export", patch, "--to", "kohya", "--rank", 1, "-o", "lora.safetensors")
+    assert (made.code, made.err) == (0, "")
+    assert made.out.startswith("lora.safetensors  8 layers, 0.0")
+    assert re.search(r"energy kept \d+\.\d\d %", made.out)
+    back = json.loads(efface("export", "lora.safetensors", "--to", "patch", "-o", "back.safetensors", "--json").out)
+    assert (back["layers"], back["energy"]) == (8, 1.0)
+    assert back["method"] == Patch.load(patch).card["method"] == Patch.load("back.safetensors").card["method"]
+
+
+def test_export_merges_a_model_and_reads_it_back_against_its_base(efface: Run, patch: Path, model: Path) -> None:
+    assert efface("export", patch, "--to", "checkpoint", "--model", model, "-o", "merged").code == 0
+    assert efface("export", "merged", "--to", "diff", "--model", model, "-o", "diff.safetensors").code == 0
+    assert (
+        json.loads(efface("export", "diff.safetensors", "--to", "patch", "-o", "p.safetensors", "--json").out)["layers"]
+        == 8
+    )

@@ -85,7 +85,7 @@ def test_the_patch_and_its_card_go_up_in_one_commit(hub: Any, tmp_path: Path) ->
 
 def test_a_refusal_is_one_clear_line(hub: Any) -> None:
     hub.status = 401
-    with pytest.raises(EffaceError, match="me/patch: could not be uploaded: .*401") as caught:
+    with pytest.raises(EffaceError, match=r"me/patch: could not be uploaded: .*401") as caught:
         push_to_hub(PATCH, "me/patch", token="hf_x")
     assert "\n" not in str(caught.value)
 

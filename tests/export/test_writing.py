@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from efface import Concept, export
+from efface.cli.export import FORMATS as SHOWN
 from efface.erase import UCE
 from efface.errors import BadInput, DoesNotFit, UnknownName
 from efface.patch import LowRank, Patch
@@ -19,6 +20,10 @@ KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 
 def small() -> Patch:
     return Patch({KEY: torch.diag(torch.tensor([2.0, 1.0, *[0.0] * 30]))}, changes.CARD)
+
+
+def test_the_command_line_offers_every_format() -> None:
+    assert SHOWN == export.FORMATS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

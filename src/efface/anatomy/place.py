@@ -35,7 +35,7 @@ def stored(module: nn.Module, name: str) -> Tensor:
     from whenever its module is called. Weights offloaded to disk have none: a meta tensor is given."""
     weight: Tensor = getattr(module, name)
     kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    if not weight.is_meta or kept is None:
+    if kept is None or not weight.is_meta:  # a quantised layer's `weight` may be no tensor
         return weight
     found = kept[name]
     return found if found.data_ptr() == kept[name].data_ptr() else weight  # from disk, a copy each time

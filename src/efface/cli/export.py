@@ -21,7 +21,7 @@ def run(
         Path, typer.Option("--out", "-o", help="The file; for a checkpoint also a folder (no .safetensors ending).")
     ],
     model: Annotated[
-        str | None, typer.Option(help="The model it is for: a LoRA is checked against it, the rest needs it.")
+        str | None, typer.Option(help="The model it is for. Weights need it; a LoRA is checked against it.")
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Keep so many singular directions of each layer (diffusers, kohya, patch).")
@@ -35,6 +35,7 @@ def run(
     """Write a patch as a LoRA, as a whole model or as a patch; PATCH may be someone else's LoRA or weights."""
     if to not in FORMATS:
         raise UnknownName("format", to, FORMATS)
+    model = model or ("picto" if to == "checkpoint" else None)
     pipe = None if model is None else _options.pipeline(model, device, dtype, variant, config)
     from efface import export
 

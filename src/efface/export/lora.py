@@ -15,6 +15,7 @@ from efface.errors import BadInput, DoesNotFit
 from efface.export import joined, layers, mmdit, rank
 from efface.export.family import Family
 from efface.patch import Delta, LowRank, Patch
+from efface.progress import track
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -148,7 +149,7 @@ def matrices(patch: Patch) -> dict[str, Delta]:
 def _reduced(patch: Patch, limit: int | None) -> dict[str, rank.Reduced]:
     deltas = matrices(patch)
     rank.check(limit, {f"{module}.weight": delta for module, delta in deltas.items()})
-    return {module: rank.reduce(delta, limit) for module, delta in deltas.items()}
+    return {module: rank.reduce(delta, limit) for module, delta in track(deltas.items(), "factoring")}
 
 
 def _energy(reduced: Mapping[str, rank.Reduced], limit: int | None) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from efface.errors import BadInput
 from efface.patch import Delta, LowRank, Patch
+from efface.progress import track
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,13 @@ def reduce(delta: Delta, rank: int | None = None) -> Reduced:
     """
     if isinstance(delta, LowRank):
         up, down = delta.up.double(), delta.down.double()
+        whole = float(((up.T @ up) * (down @ down.T)).sum())
+        if rank is None or rank >= up.shape[1]:
+            return Reduced(delta, whole, whole)
         outer, left = torch.linalg.qr(up)  # (out, r) (r, r)
         inner, right = torch.linalg.qr(down.T)  # (in, r) (r, r)
         U, S, Vh = torch.linalg.svd(left @ right.T, full_matrices=False)
-        whole = float(S.square().sum())
-        if rank is None or rank >= delta.up.shape[1]:
-            return Reduced(delta, whole, whole)
-        U, Vh = outer @ U, Vh @ inner.T
-        keep = rank
+        U, Vh, keep = outer @ U, Vh @ inner.T, rank
     else:
         U, S, Vh = torch.linalg.svd(delta.detach().double().reshape(shape(delta)), full_matrices=False)
         whole = float(S.square().sum())
@@ -73,7 +73,7 @@ def reduced(patch: Patch, rank: int) -> tuple[Patch, float]:
     """The patch with its matrices and convolutions at a rank, and the share of the change that this keeps."""
     deltas = {path: d for path, d in patch.deltas.items() if isinstance(d, LowRank) or d.dim() > 1}
     check(rank, deltas)
-    found = {path: reduce(delta, rank) for path, delta in deltas.items()}
+    found = {path: reduce(delta, rank) for path, delta in track(deltas.items(), "factoring")}
     rest = {path: d for path, d in patch.deltas.items() if isinstance(d, Tensor) and path not in found}
     exact = sum(float(d.double().square().sum()) for d in rest.values())
     kept, whole = exact + sum(f.kept for f in found.values()), exact + sum(f.whole for f in found.values())
@@ -82,6 +82,8 @@ def reduced(patch: Patch, rank: int) -> tuple[Patch, float]:
 
 
 def _rank(S: Tensor, delta: Tensor) -> int:
-    """How many singular values S stand above the rounding of the change's own precision."""
-    noise = S.max() * max(shape(delta)) * torch.finfo(delta.dtype).eps if S.numel() else 0.0
+    """How many singular values S stand above what single precision adds to a matrix by rounding its numbers."""
+    rows, columns = shape(delta)
+    eps = min(torch.finfo(delta.dtype).eps, torch.finfo(torch.float32).eps)  # what is less precise is kept as it is
+    noise = 4 * eps * S.norm() * (rows**0.5 + columns**0.5) / (rows * columns) ** 0.5
     return int((noise < S).sum())

@@ -99,7 +99,7 @@ def _values(tensors: Mapping[str, Tensor], base: Pipe, file: Path) -> dict[str, 
         values, strange = single_file.scattered(tensors, base, kind, str(file)), []
     strange = [name for name in strange if not name.endswith("position_ids")]
     if strange or not values:
-        raise DoesNotFit(f"{file}: not in the base: {layers.listed(strange) or 'any of its layers'}: another model")
+        raise DoesNotFit(f"{file}: the base has no {layers.listed(strange) or 'layer of these names'}: another model")
     if wrong := [path for path, value in values.items() if tuple(value.shape) != shapes[path]]:
         had = f"{tuple(values[wrong[0]].shape)}, the base {shapes[wrong[0]]}"
         raise DoesNotFit(f"{file}: made for another base: {layers.listed(wrong)} do not fit (shape {had})")
