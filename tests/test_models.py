@@ -321,3 +321,12 @@ def test_a_pickled_checkpoint_is_refused_with_a_line_that_converts_it(
 def test_what_does_not_go_together_is_said(tmp_path: Path, folder: Path, pipe: Any) -> None:
     assert 'no variant "fp16"' in str(failure(written(tmp_path, single(pipe)), variant="fp16"))
     assert "is for single files" in str(failure(str(folder), config=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("org/name", "org/name"), (str(models.PICTO), "picto"), ("/some/folder", ""), ("", ""), (None, "")],
+)
+def test_a_pipeline_is_known_by_a_name_that_others_have_too(pipe: Any, source: str | None, said: str) -> None:
+    pipe.register_to_config(_name_or_path=source)
+    assert models.known_as(pipe) == said

@@ -424,16 +424,25 @@ def test_one_more_row_is_one_call_and_what_a_call_with_that_text_alone_gives(fam
         torch.testing.assert_close(text, own, atol=1e-5, rtol=1e-5)
 
 
-@each_family
-def test_a_step_is_told_in_every_family_and_precision(family: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        pipe = families.FAMILIES[family](dtype)
-        diary = Diary()
-        with diary.on(pipe):
-            for _ in range(2):
-                families.draw(pipe, ["a dog", "a cat"], num_inference_steps=7)
-        told = [(index, count, B, memory) for index, count, _, B, _, memory in diary.seen]
-        assert told == [(i, 7, 2, i + 1) for i in range(7)] * 2, dtype
+HALF_FLUX = pytest.mark.xfail(strict=True, reason="FLUX rounds timesteps to half: none is close to the scheduler's")
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        pytest.param(family, dtype, marks=HALF_FLUX if family == "flux" and dtype != torch.float32 else ())
+        for family in families.FAMILIES
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ],
+)
+def test_a_step_is_told_in_every_family_and_precision(family: str, dtype: torch.dtype) -> None:
+    pipe = families.FAMILIES[family](dtype)
+    diary = Diary()
+    with diary.on(pipe):
+        for _ in range(2):
+            families.draw(pipe, ["a dog", "a cat"], num_inference_steps=7)
+    told = [(index, count, B, memory) for index, count, _, B, _, memory in diary.seen]
+    assert told == [(i, 7, 2, i + 1) for i in range(7)] * 2
 
 
 @each_family
@@ -518,11 +527,11 @@ def test_flux_with_a_negative_prompt_steers_the_prompts_call_only() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="the chain takes SD 3's call with skipped layers for a guided one")
-def test_sd3_with_skipped_layers_can_be_steered() -> None:
-    """Its further call has a row for each picture, not two."""
-    pipe = families.sd3()
-    settings = {"skip_guidance_layers": [1], "guidance_scale": 5.0, "num_inference_steps": 5}
+def test_sd3_with_skipped_layers_is_steered_once_a_step() -> None:
+    """Its further call of a step has a row for each picture, not two."""
+    pipe, diary = families.sd3(), Diary()
+    settings: dict[str, Any] = {"skip_guidance_layers": [1], "guidance_scale": 5.0, "num_inference_steps": 5}
     settings |= {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.9}
-    stock = families.draw(pipe, "a dog", **settings)
-    with Still().on(pipe):
-        assert torch.equal(families.draw(pipe, "a dog", **settings), stock)
+    with diary.on(pipe):
+        families.draw(pipe, ["a dog", "a cat"], **settings)
+    assert [(index, B, memory) for index, _, _, B, _, memory in diary.seen] == [(i, 2, i + 1) for i in range(5)]

@@ -288,12 +288,13 @@ def quantised(pipe: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@each_family
 def test_quantised_layers_take_a_map_that_does_nearly_what_it_does_on_the_float_model(family: str) -> None:
     """On texts that the quantised network reads: nothing of the map itself is rounded to 8 bits."""
     plain, pipe = families.FAMILIES[family](), quantised(families.FAMILIES[family]())
     patch = change(plain, 1, strength=0.5).as_transform()
-    latents, text = random(1, 4, 8, 8), anatomy.of(plain).encode(["a red dog"])
+    latents = random(1, plain.vae.config.latent_channels, 8, 8)
+    text = anatomy.of(plain).encode(["a red dog"])
 
     def predicted(one: Any) -> Tensor:
         with torch.no_grad():
@@ -310,7 +311,7 @@ def test_quantised_layers_take_a_map_that_does_nearly_what_it_does_on_the_float_
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@each_family
 def test_quantised_layers_point_to_the_map(family: str) -> None:
     plain, pipe = families.FAMILIES[family](), quantised(families.FAMILIES[family]())
     patch = UCE().fit(plain, Concept("cigarette", anchor="flower"))

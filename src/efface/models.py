@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PICTO = Path(__file__).parent / "picto" / "weights"
 BUNDLED = ("picto", "picto/clip", "picto/judge", "picto/tagger")
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 CONVERT = (
     "from torch import load; from safetensors.torch import save_file; "
@@ -95,6 +96,14 @@ def load(
         raise BadInput(f'device "{device}" cannot be used here: {_first_line(error)}') from error
 
 
+def known_as(pipe: Pipe) -> str:
+    """The name that others can load the pipeline by, "picto" or a hub id; empty for folders and files."""
+    source = str(pipe.config.get("_name_or_path") or "")
+    if source == str(PICTO):
+        return "picto"
+    return source if re.fullmatch(HUB_ID, source) and not Path(source).exists() else ""
+
+
 def source_of(model: str, variant: str | None = None, config: str | None = None) -> str:
     """Check that a model's name can mean something, and give the folder, hub id or file it stands for."""
     path = Path(locate(model)).expanduser()
@@ -118,7 +127,7 @@ def source_of(model: str, variant: str | None = None, config: str | None = None)
         return str(path)
     if path.suffix in (*PICKLES, ".safetensors"):
         raise BadInput(f"{model}: no such model file")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    if not re.fullmatch(HUB_ID, model):
         raise UnknownName("model", model, ["picto"], "or give a diffusers folder, a single file or a hub id (org/name)")
     return model
 

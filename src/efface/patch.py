@@ -186,14 +186,13 @@ def _parameters(model: Any, part: str) -> Mapping[str, Tensor]:
     if isinstance(model, Mapping):
         return model
     parts = {part: model} if isinstance(model, nn.Module) else model.components
-    return {
-        f"{name}.{path}": anatomy.stored(module, key)
-        for name, network in parts.items()
-        if isinstance(network, nn.Module) and name != "safety_checker"
-        for prefix, module in network.named_modules()
-        for key, _ in module.named_parameters(recurse=False)
-        for path in [f"{prefix}.{key}" if prefix else key]
-    }
+    found: dict[str, Tensor] = {}
+    for name, network in parts.items():
+        if isinstance(network, nn.Module) and name != "safety_checker":
+            for path, _ in network.named_parameters():  # tied ones once
+                owner, _, key = path.rpartition(".")
+                found[f"{name}.{path}"] = anatomy.stored(network.get_submodule(owner), key)
+    return found
 
 
 def _unscaled(card: Mapping[str, str]) -> dict[str, str]:

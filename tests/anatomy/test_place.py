@@ -26,8 +26,8 @@ def test_every_parameter_is_found_where_its_path_says(family: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "unet.nothing.weight", "nothing.weight", "unet", "unet.", ".", "safety_checker.w", "tokenizer.w", "", "unet..weight",
-        "unet.conv_in.nothing", "scheduler.timesteps", "text.states",
+        "unet.nothing.weight", "nothing.weight", "unet", "unet.", ".", "safety_checker.w", "tokenizer.w", "",
+        "unet..weight", "unet.conv_in.nothing", "scheduler.timesteps", "text.states",
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(pipe: Any, path: str) -> None:

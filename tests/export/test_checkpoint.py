@@ -1,6 +1,5 @@
 """Merged checkpoints: the changed model in full, while the pipeline stays as it was."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def test_a_folder_draws_what_the_patch_draws(family: str, tmp_path: Path) -> Non
     patch, before = changes.everything(pipe), copied(pipe)
     checkpoint.save_folder(patch, pipe, tmp_path / "merged")
     assert all(torch.equal(weight, before[path]) for path, weight in parameters(pipe))
-    assert json.loads((tmp_path / "merged" / "efface.json").read_text()) == changes.CARD
+    assert checkpoint.card(tmp_path / "merged") == changes.CARD
     with patch.on(pipe):
         wanted = draw(pipe, PROMPT)
     assert torch.equal(draw(load(str(tmp_path / "merged")), PROMPT), wanted)
@@ -82,3 +81,9 @@ def test_a_full_disk_leaves_neither_file_nor_folder(tmp_path: Path, monkeypatch:
         checkpoint.save(changes.everything(pipe), pipe, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(weight, before[path]) for path, weight in parameters(pipe))
+
+
+def test_someone_elses_folder_has_no_card(tmp_path: Path) -> None:
+    assert checkpoint.card(tmp_path) == {}
+    tmp_path.joinpath(checkpoint.CARD).write_text("not json")
+    assert checkpoint.card(tmp_path) == {}

@@ -1,6 +1,6 @@
 """What a file says about itself."""
 
-from efface.export.header import card, header
+from efface.export.header import card, header, own
 
 CARD = {"method": "UCE(seed=0)", "concepts": "Concept(name='ball')", "base": "abc"}
 
@@ -9,6 +9,10 @@ def test_a_card_comes_back() -> None:
     said = header(CARD, "sdxl", 4)
     assert card(said, "x.safetensors") == CARD
     assert (said["efface.method"], said["efface.base"]) == ("UCE(seed=0)", "abc")
+
+
+def test_only_efface_writes_cards() -> None:
+    assert own({"efface.seed": "0", "modelspec.title": "x"}) == {"seed": "0"}
 
 
 def test_a_lora_says_what_it_is() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
@@ -80,6 +80,12 @@ def test_names_and_the_way_back(module: str, family: Family, name: str) -> None:
     back = layers.from_kohya(name, family) or ()
     assert tuple(layers.local(path, family) for path in back) == place.parts
     assert module in place.parts
+
+
+def test_diffusers_has_no_converter_for_kohyas_loras_of_sd3() -> None:
+    """Their names are checked against diffusers' converter of checkpoints instead (test_mmdit.py)."""
+    file = {f"lora_unet_context_embedder.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    assert StableDiffusion3Pipeline.lora_state_dict(dict(file)).keys() == file.keys()
 
 
 def test_files_of_diffusers_names_for_sdxl_and_flux_are_understood_too() -> None:

@@ -65,6 +65,17 @@ def test_a_rank_that_no_layer_can_have_is_refused_with_the_full_rank() -> None:
             rank.check(wrong, deltas)
 
 
+def test_shared_factors_stay_shared_on_the_cpu() -> None:
+    down = random(2, 8).requires_grad_()
+    moved = rank.on_cpu(Patch({n: LowRank(random(4, 2), down) for n in ("a.weight", "b.weight")}, {"method": "M"}))
+    a, b = moved.deltas.values()
+    assert isinstance(a, LowRank)
+    assert isinstance(b, LowRank)
+    assert a.down is b.down
+    assert not a.down.requires_grad
+    assert moved.card == {"method": "M"}
+
+
 def test_a_patch_keeps_its_vectors_and_says_what_it_keeps() -> None:
     deltas = {"a.weight": torch.diag(torch.tensor([2.0, 1.0])), "a.bias": torch.tensor([1.0, 1.0])}
     found, energy = rank.reduced(Patch(deltas, {"method": "M"}), 1)

@@ -86,11 +86,15 @@ def test_a_transform_is_saved_as_a_patch(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_a_folder_or_a_file_by_its_name(tmp_path: Path) -> None:
     pipe = FAMILIES["sd1"]()
-    export.write(small(), tmp_path / "x", "checkpoint", pipe)
+    export.write(small(), tmp_path / "x-1.5", "checkpoint", pipe)
     export.write(small(), tmp_path / "x.safetensors", "checkpoint", pipe)
-    assert (tmp_path / "x" / "model_index.json").is_file()
-    for path in ("x", "x.safetensors"):
-        assert changes.largest_gap(export.read(tmp_path / path, pipe), small()) < 1e-6
+    assert (tmp_path / "x-1.5" / "model_index.json").is_file()
+    with pytest.raises(BadInput, match=r"got the ending \.ckpt"):
+        export.write(small(), tmp_path / "x.ckpt", "checkpoint", pipe)
+    for path in ("x-1.5", "x.safetensors"):
+        back = export.read(tmp_path / path, pipe)
+        assert changes.largest_gap(back, small()) < 1e-6
+        assert back.card == changes.CARD
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def run(
             print(report.markdown(found))
         return
     header = read_header(file)
-    layers = sorted({name.rpartition("|")[0] for name in header.shapes} | {n.rpartition("|")[0] for n in header.shared})
+    tensors = (name.rpartition("|") for name in (*header.shapes, *header.shared))
+    layers = sorted({stem for stem, _, kind in tensors if kind in ("up", "down", "delta")})
     rows = {**header.card, "layers": str(len(layers)), "bytes": f"{file.stat().st_size:,}"}
     if as_json:
         print(json.dumps({**rows, "names": layers}, indent=2, ensure_ascii=False))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import torch
 from torch import Tensor
 
-from efface import __version__, anatomy, cache
+from efface import __version__, anatomy, cache, models
 from efface.anatomy import Kind
 from efface.core import Concept, Eraser
 from efface.errors import BadInput, EffaceError
@@ -156,7 +156,7 @@ def base_hash(pipe: Pipe) -> str:
     return cache.digest(*(part for path, reader in readers.items() for part in (path, reader.weight)))
 
 
-def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: float) -> dict[str, str]:
+def card(eraser: Eraser, pipe: Pipe, concepts: Sequence[Concept], base: str, condition: float) -> dict[str, str]:
     """What a patch says about its making."""
     if condition > 1e12:
         warnings.warn(
@@ -167,6 +167,7 @@ def card(eraser: Eraser, concepts: Sequence[Concept], base: str, condition: floa
     return {
         "method": repr(eraser),
         "concepts": "; ".join(repr(concept) for concept in concepts),
+        "model": models.known_as(pipe),
         "base": base,
         "condition": f"{condition:.1e}",
         "efface": __version__,

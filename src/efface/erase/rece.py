@@ -72,7 +72,7 @@ class RECE(Eraser):
         for kind in closed.texts(self, words):
             edits[kind], found = self._edited(pipe, words, kind, base)
             conditions.append(found)
-        return closed.patch(pipe, edits, closed.card(self, concepts, base, max(conditions)), begun)
+        return closed.patch(pipe, edits, closed.card(self, pipe, concepts, base, max(conditions)), begun)
 
     def _edited(self, pipe: Pipe, words: Words, kind: Kind, base: str) -> tuple[closed.Transform, float]:
         """T of one text, and the largest condition number on the way."""

@@ -84,7 +84,7 @@ class UCE(Eraser):
             else:
                 edits[kind], found = closed.edit(old, new, kept, self.erase_scale, preserve, self.ridge)
             condition = max(condition, found)
-        card = closed.card(self, concepts, base, condition)
+        card = closed.card(self, pipe, concepts, base, condition)
         return closed.finished(deltas, card, begun) if deltas else closed.patch(pipe, edits, card, begun)
 
 

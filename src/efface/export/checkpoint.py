@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
 
 
+CARD = "efface.json"
+"""Where a folder keeps the card of the patch that was merged into it."""
+
+
 def save_folder(patch: Patch, pipe: Pipe, path: Path) -> None:
-    """Write the changed model as a diffusers folder, with the patch's card in efface.json."""
+    """Write the changed model as a diffusers folder, with the patch's card beside it."""
     _check(patch)
     with patch.on(pipe), files.folder(path) as part:
         pipe.save_pretrained(part)
-        part.joinpath("efface.json").write_text(json.dumps(dict(patch.card), indent=2), encoding="utf-8")
+        part.joinpath(CARD).write_text(json.dumps(dict(patch.card), indent=2), encoding="utf-8")
 
 
 def save(patch: Patch, pipe: Pipe, path: Path) -> None:
@@ -40,6 +44,15 @@ def save(patch: Patch, pipe: Pipe, path: Path) -> None:
         raise DoesNotFit(f"{path}: the model has no {', '.join(missing)}, which a single file needs")
     with patch.on(pipe):
         files.save(single_file.gathered(pipe, kind), path, header(patch.card, kind))
+
+
+def card(folder: Path) -> dict[str, str]:
+    """The card of the patch that `save_folder` merged into a folder; empty for anyone else's."""
+    try:
+        found = json.loads(folder.joinpath(CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _check(patch: Patch) -> None:

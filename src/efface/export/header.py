@@ -31,8 +31,12 @@ def header(card: Mapping[str, str], family: Family | None, rank: int | None = No
     return about | {f"{_OWN}{key}": value for key, value in card.items()}
 
 
+def own(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The card that efface wrote into a file's metadata; empty for a file by someone else."""
+    return {key.removeprefix(_OWN): str(value) for key, value in metadata.items() if key.startswith(_OWN)}
+
+
 def card(metadata: Mapping[str, str], file: str) -> dict[str, str]:
     """The card that a file's metadata hold; of a file by someone else, what it is called."""
-    own = {key.removeprefix(_OWN): str(value) for key, value in metadata.items() if key.startswith(_OWN)}
     title = metadata.get("modelspec.title") or metadata.get("ss_output_name")
-    return own or {"method": f"read from {file}" + (f' ("{title}")' if title else "")}
+    return own(metadata) or {"method": f"read from {file}" + (f' ("{title}")' if title else "")}

@@ -71,6 +71,7 @@ def reduce(delta: Delta, rank: int | None = None) -> Reduced:
 
 def reduced(patch: Patch, rank: int) -> tuple[Patch, float]:
     """The patch with its matrices and convolutions at a rank, and the share of the change that this keeps."""
+    patch = on_cpu(patch)
     deltas = {path: d for path, d in patch.deltas.items() if isinstance(d, LowRank) or d.dim() > 1}
     check(rank, deltas)
     found = {path: reduce(delta, rank) for path, delta in track(deltas.items(), "factoring")}
@@ -79,6 +80,17 @@ def reduced(patch: Patch, rank: int) -> tuple[Patch, float]:
     kept, whole = exact + sum(f.kept for f in found.values()), exact + sum(f.whole for f in found.values())
     smaller = {path: found[path].factors if path in found else rest[path] for path in patch.deltas}
     return Patch(smaller, patch.card), kept / whole if whole else 1.0
+
+
+def on_cpu(patch: Patch) -> Patch:
+    """The patch on the CPU, where the algebra has double precision; factors that layers share stay shared."""
+    moved: dict[int, Tensor] = {}
+
+    def cpu(tensor: Tensor) -> Tensor:
+        return moved.setdefault(id(tensor), tensor.detach().cpu())
+
+    deltas = {p: LowRank(cpu(d.up), cpu(d.down)) if isinstance(d, LowRank) else cpu(d) for p, d in patch.deltas.items()}
+    return Patch(deltas, patch.card)
 
 
 def _rank(S: Tensor, delta: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface import card, models
 from efface.errors import BadInput, DoesNotFit
-from efface.export import family, files, layers, lora_reading, rank, single_file
+from efface.export import checkpoint, family, files, header, layers, lora_reading, rank, single_file
 from efface.patch import LowRank, Patch
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ def read(path: str | Path, base: Pipe | None = None, rank: int | None = None) ->
 
     A patch of efface, or a LoRA: PEFT's, diffusers' old or kohya's names, changes in full (`.diff`). With a `base`, the
     model it was made from: also a diffusers folder, a single-file checkpoint, or weights of some layers only, such as
-    the U-Net files that the ESD and UCE repositories publish; `rank` keeps that many singular directions.
+    the U-Net files that the ESD and UCE repositories publish; `rank` keeps that many singular directions. The change
+    is exact: weights in half precision against a base in full bring their rounding along, so load the base in theirs.
     Raises BadInput and DoesNotFit, saying which layers are wrong. Pickles are never read.
     """
     path = Path(path)
     if path.is_dir() and path.joinpath("model_index.json").is_file():
         base = _needed(base, path)
-        return _between(base, _loaded(path, base), path, rank)
+        return _between(base, _loaded(path, base), path, checkpoint.card(path), rank)
     file = _only_file(path) if path.is_dir() else path
     if not file.is_file():
         raise BadInput(f"{path}: no such patch, LoRA or weights")
@@ -43,7 +44,8 @@ def read(path: str | Path, base: Pipe | None = None, rank: int | None = None) ->
     if lora_reading.is_lora(entries):
         return _reduced(lora_reading.read(*files.read(file), str(file), base), rank)
     base = _needed(base, file)
-    return _between(base, _values(files.read(file)[0], base, file), file, rank)
+    tensors, said = files.read(file)
+    return _between(base, _values(tensors, base, file), file, header.own(said), rank)
 
 
 def _reduced(patch: Patch, limit: int | None) -> Patch:
@@ -64,12 +66,14 @@ def _loaded(folder: Path, base: Pipe) -> dict[str, Tensor]:
     return after
 
 
-def _between(base: Pipe, after: Mapping[str, Tensor], path: Path, limit: int | None) -> Patch:
+def _between(base: Pipe, after: Mapping[str, Tensor], path: Path, known: Mapping[str, str], limit: int | None) -> Patch:
+    """What changed from the base; `known`: the card that efface left with the weights, if it made them."""
     found = Patch.between(base, after, rank=limit)
     rank.check(limit, {name: d for name, d in found.deltas.items() if isinstance(d, LowRank)})
     if not found.deltas:
         raise BadInput(f"{path}: the same weights as the base's, nothing was changed")
-    return Patch(found.deltas, {**found.card, "method": f"{path.name}, {found.card.get('method', '')}"})
+    method = f"{path.name}, {found.card.get('method', '')}"
+    return Patch(found.deltas, {**found.card, "method": method, **known})
 
 
 def _only_file(folder: Path) -> Path:

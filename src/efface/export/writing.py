@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from efface import models
 from efface.delta import shape
 from efface.errors import BadInput, UnknownName
 from efface.export import checkpoint, family, files, lora
@@ -23,7 +24,7 @@ def write(patch: Patch, path: str | Path, to: Format, pipe: Pipe | None = None, 
     """Write a patch in another program's format; gives the share of the change that it keeps, 1.0 if all of it.
 
     `to`: "diffusers" or "kohya" (a LoRA), "diff" (a LoRA file with the changes in full, exact for any patch),
-    "checkpoint" (the whole changed model; a folder, or with the ending .safetensors a single file), "transform" (a
+    "checkpoint" (the whole changed model: a folder, or with the ending .safetensors a single file), "transform" (a
     patch of the texts instead of the weights) or "patch". `pipe`: needed for a checkpoint; otherwise it tells apart
     what names and widths of layers do not. `rank`: keep that many singular directions of each layer; layers that
     cannot have so many keep all of theirs, and a rank that no layer can have is refused. Without it a LoRA is exact.
@@ -46,8 +47,10 @@ def write(patch: Patch, path: str | Path, to: Format, pipe: Pipe | None = None, 
     if to == "checkpoint":
         if pipe is None:
             raise BadInput("a checkpoint is the whole model: give the model that the patch is for (pipe=, --model)")
-        (checkpoint.save if path.suffix else checkpoint.save_folder)(patch, pipe, path)
+        single = path.suffix in (".safetensors", *models.PICKLES)  # a folder's name may have a dot: model-1.5
+        (checkpoint.save if single else checkpoint.save_folder)(patch, pipe, path)
         return 1.0
+    patch = ranks.on_cpu(patch)
     shapes = {name: shape(delta) for name, delta in patch.deltas.items()}
     kind = family.of_shapes(shapes) if pipe is None else family.of_pipe(pipe)
     model = lora.Model(kind, pipe)
