@@ -76,9 +76,9 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = f"{'family':14} {'layers':>6} {'CPU s':>7} {'Gram cached':>11} {'MB':>6} {'patch MB':>8} {'as map':>7} {'rank':>5}"
+    head = f"{'family':14} {'layers':>6} {'CPU s':>7} {'Gram cached':>11} {'MB':>6} {'patch MB':>8} "
     return "\n".join([
-        f"{head}  bar",
+        f"{head}{'as map':>7} {'rank':>5}  bar",
         *(
             f"{r['family']:14} {r['layers']:6} {r['cpu']:7.2f} {r['cpu_gram_cached']:11.2f} "
             f"{r['peak_extra'] / 1e6:6.0f} {r['patch_bytes'] / 1e6:8.1f} {r['transform_bytes'] / 1e6:7.1f} "

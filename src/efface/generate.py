@@ -79,6 +79,7 @@ class Protected:
             yield
 
     def _check(self, requests: Sequence[Request]) -> None:
+        anatomy.of(self.pipe)  # of an unknown family no setting would mean anything
         known = inspect.signature(self.pipe.__call__).parameters.keys() - OURS
         for name in {name for request in requests for name in request.settings}:
             if name not in known:

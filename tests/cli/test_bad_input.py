@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 from tests.cli.conftest import Result
 from tests.tiny import tiny_pipeline
@@ -67,6 +68,10 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, made["lacking"])
     made["bias"] = folder / "bias.safetensors"
     Patch({"unet.conv_in.bias": torch.ones(16)}).save(made["bias"])
+    made["wordless"] = folder / "wordless"
+    network = UNet2DModel(8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+                          norm_num_groups=4)  # fmt: skip
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(made["wordless"])
     made["textfile"] = folder / "picture.png"
     made["textfile"].write_text("not a picture")
     return made
@@ -115,6 +120,8 @@ CASES = {
     "single file with missing parts": ("generate hi --model {part}", "it lacks vae, text_encoder; read it as a patch"),
     "single file without a config": ("erase uce cigarette --model {single}", "--config FOLDER"),
     "config beside a folder": ("generate hi --model {model} --config {model}", "is for single files"),
+    "unknown family": ("erase uce cigarette --model {wordless}", "DDPMPipeline is of a family that efface"),
+    "unknown family drawn": ("generate hi --model {wordless}", "known: Stable Diffusion 1.x or 2.x"),
     "unknown dtype": ("generate hi --model {model} --dtype float23", 'unknown dtype "float23"'),
     "run folder without a report": ("report {empty}", "not the folder of a finished run"),
     "patch saved under a wrong name": ("erase uce cigarette --model {model} -o p.ckpt", "a .safetensors file"),
