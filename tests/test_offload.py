@@ -237,16 +237,16 @@ def large(family: str) -> Any:
     """A text of 32 numbers a token before a network of some 20 million: what is allocated is for the texts."""
     pipe = families.FAMILIES[family](torch.float16)
     found = anatomy.of(pipe)
-    config = dict(found.denoiser.config)
     if found.part == "unet":
-        config |= {"block_out_channels": (64, 256), "layers_per_block": 2}
+        config: dict[str, Any] = {"block_out_channels": (64, 256), "layers_per_block": 2}
     else:
-        config |= {"num_attention_heads": 24, "attention_head_dim": 16}
+        config = {"num_attention_heads": 24, "attention_head_dim": 16}
         if family == "sd3":
             config |= {"caption_projection_dim": 24 * 16}
     kind = getattr(found.denoiser, "_orig_mod", found.denoiser).__class__
-    network = kind.from_config(config).half().requires_grad_(False).eval()
+    network = kind.from_config(found.denoiser.config, **config).half().requires_grad_(False).eval()
     pipe.register_modules(**{found.part: network})
+    assert size(network) > 10 * size(found.encoders[0].network)
     return pipe
 
 

@@ -73,7 +73,7 @@ def test_a_network_without_cross_attention_does_not_fit() -> None:
 def test_networks_that_cross_in_both_attentions_have_all_their_readers_found() -> None:
     """As the 4x upscaler of SD 2, whose pipeline has the same parts."""
     pipe = families.sd1()
-    unet = UNet2DConditionModel.from_config({**pipe.unet.config, "only_cross_attention": True})
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, only_cross_attention=True)
     pipe.register_modules(unet=unet.requires_grad_(False))
     fed = {
         f"unet.{name}.{key}.weight"
