@@ -65,9 +65,7 @@ def stored_bytes(pipe: Any) -> dict[str, Tensor]:
     }
 
 
-SEQUENTIAL = pytest.param(
-    "sequential", marks=pytest.mark.xfail(strict=True, reason="tokens.execution_device asks the outermost hook only")
-)
+SEQUENTIAL = "sequential"
 
 
 @pytest.mark.parametrize("way", [SEQUENTIAL, "model"])

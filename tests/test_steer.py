@@ -424,16 +424,9 @@ def test_one_more_row_is_one_call_and_what_a_call_with_that_text_alone_gives(fam
         torch.testing.assert_close(text, own, atol=1e-5, rtol=1e-5)
 
 
-HALF_FLUX = pytest.mark.xfail(strict=True, reason="FLUX rounds timesteps to half: none is close to the scheduler's")
-
-
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
-        pytest.param(family, dtype, marks=HALF_FLUX if family == "flux" and dtype != torch.float32 else ())
-        for family in families.FAMILIES
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    ],
+    [(family, dtype) for family in families.FAMILIES for dtype in (torch.float32, torch.bfloat16, torch.float16)],
 )
 def test_a_step_is_told_in_every_family_and_precision(family: str, dtype: torch.dtype) -> None:
     pipe = families.FAMILIES[family](dtype)
@@ -515,7 +508,6 @@ def test_a_guidance_that_comes_after_another_left_sees_the_map_too() -> None:
             torch.testing.assert_close(families.draw(pipe, "a dog"), expected, atol=5e-4, rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="the chain takes FLUX's second call, for the negative prompt, for the prompt's")
 def test_flux_with_a_negative_prompt_steers_the_prompts_call_only() -> None:
     """It calls the transformer twice a step; what it guides away from is not a picture of the prompt."""
     pipe = families.flux()
@@ -526,7 +518,6 @@ def test_flux_with_a_negative_prompt_steers_the_prompts_call_only() -> None:
     assert [(index, memory) for index, *_, memory in diary.seen] == [(i, i + 1) for i in range(STEPS)]
 
 
-@pytest.mark.xfail(strict=True, reason="the chain takes SD 3's call with skipped layers for a guided one")
 def test_sd3_with_skipped_layers_is_steered_once_a_step() -> None:
     """Its further call of a step has a row for each picture, not two."""
     pipe, diary = families.sd3(), Diary()

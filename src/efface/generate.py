@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 OURS = frozenset({
     "self", "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "generator", "output_type",
-    "return_dict", "num_images_per_prompt", "latents", "clip_skip", "kwargs",
+    "return_dict", "num_images_per_prompt", "latents", "clip_skip", "kwargs", "prompt_2", "prompt_3",
+    "negative_prompt_2", "negative_prompt_3", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    "max_sequence_length",
 })  # fmt: skip
 """Arguments of a pipeline call that Protected gives itself, or that would do nothing beside them."""
 
@@ -87,9 +89,13 @@ class Protected:
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Indices of requests with the same settings, in order, `batch_size` at a time."""
-        order = sorted(range(len(requests)), key=lambda i: repr(sorted(requests[i].settings.items())))
+
+        def kind(i: int) -> tuple[bool, str]:
+            # Where no negative prompt is given, some families guide away from none, not from an empty one.
+            return bool(requests[i].negative), repr(sorted(requests[i].settings.items()))
+
         batches = []
-        for _, alike in groupby(order, key=lambda i: repr(sorted(requests[i].settings.items()))):
+        for _, alike in groupby(sorted(range(len(requests)), key=kind), key=kind):
             indices = list(alike)
             batches += [indices[k : k + self.batch_size] for k in range(0, len(indices), self.batch_size)]
         return batches

@@ -44,18 +44,30 @@ def write(path: str | Path, deltas: Deltas, texts: Deltas, card: Mapping[str, st
         if (known := first.setdefault(id(tensor), name)) != name:
             alias[name] = known
         else:
-            stored[name] = tensor.detach().cpu().contiguous()
+            stored[name] = tensor
     header = {"efface": "patch 1", "card": json.dumps(dict(card)), "shared": json.dumps(alias)}
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(stored, part, metadata=header)
+        save_file(apart(stored), part, metadata=header)
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise EffaceError(f"{path}: could not be written, nothing was saved: {error}") from error
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, copies where several share their memory, which safetensors refuses."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        where = held.untyped_storage().data_ptr()
+        found[name] = held.clone() if where in seen else held
+        seen.add(where)
+    return found
 
 
 def read(path: str | Path) -> tuple[Deltas, Deltas, Mapping[str, str]]:
@@ -91,5 +103,7 @@ def _deltas(found: Mapping[str, Tensor], names: tuple[str, str, str]) -> Deltas:
         if kind in (up, down):
             deltas[stem] = LowRank(found[f"{stem}|{up}"], found[f"{stem}|{down}"])
         elif kind == whole:
+            if f"{stem}|{up}" in found:
+                raise BadInput(f"{stem} is there in full and as factors")
             deltas[stem] = tensor
     return deltas

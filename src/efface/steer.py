@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from efface import anatomy
-from efface.anatomy import Text
+from efface.anatomy import Call, Text
 from efface.core import Concept, Defense
 from efface.errors import DoesNotFit
 
@@ -90,6 +90,10 @@ class _Chain:
     step: Step | None = None
     index: int = -1
     names: list[list[str]] = field(default_factory=list)
+    passing: bool = False
+    """The call in hand is a further one of the same step, for another row than the prompt's."""
+    last: tuple[Tensor, Tensor] | None = None
+    """Latents and timestep of the call before."""
 
     def enter(self, guidance: Guidance) -> None:
         self.links.append((guidance, {}))
@@ -113,6 +117,9 @@ class _Chain:
         """Add the rows that the guidances want to the call."""
         family = anatomy.of(self.pipe)
         call = family.take(args, kwargs)
+        if kwargs.get("return_dict") is False and (kwargs.get("skip_layers") or self._again(call)):
+            self.passing = True  # FLUX's negative prompt, SD 3's skipped layers
+            return args, kwargs
         # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
         guided = kwargs.get("return_dict") is False and getattr(self.pipe, "do_classifier_free_guidance", False)
         scale = float(self.pipe.guidance_scale) if guided else 1.0
@@ -138,6 +145,9 @@ class _Chain:
 
     def after(self, network: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Let each guidance steer the prompt's prediction, and give the pipeline as many rows as it asked for."""
+        if self.passing:
+            self.passing = False
+            return output
         step = self.step
         if step is None:
             raise DoesNotFit("the denoiser answered a call that the guidances did not see")
@@ -154,10 +164,16 @@ class _Chain:
         steered = step.text if step.null is None else torch.cat([step.null, step.text])
         return (steered,) if isinstance(output, tuple) else type(output)(sample=steered)
 
+    def _again(self, call: Call) -> bool:
+        now, before = (call.latents, call.timestep), self.last
+        self.last = now
+        return before is not None and before[0] is now[0] and torch.equal(before[1], now[1])
+
     def _position(self, timestep: Tensor) -> tuple[int, int]:
         steps = self.pipe.scheduler.timesteps
         now = timestep.flatten()[0]
-        visits = torch.isclose(steps.double(), now.to(steps).double()).nonzero().flatten().tolist() or [0]
+        near = max(1e-5, 2 * torch.finfo(now.dtype).eps) if now.is_floating_point() else 0.0  # FLUX rounds them
+        visits = torch.isclose(steps.double(), now.to(steps).double(), rtol=near).nonzero().flatten().tolist() or [0]
         following = self.index + 1  # some schedulers (PNDM, Heun) visit a timestep twice in a row
         return (following if following in visits else visits[0]), len(steps)
 

@@ -84,8 +84,10 @@ def encode(encoder: nn.Module, read: Tokens, masked: bool = False, **more: Any) 
 
 def execution_device(module: nn.Module) -> torch.device:
     """Where a network computes; with offloading, its weights lie elsewhere between calls."""
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if device is None else torch.device(device)
+    for part in module.modules():  # offloaded layer by layer, the outermost hook knows of no device
+        if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) -> Tokens:
@@ -116,7 +118,8 @@ def soft(tokenizer: Any, encoder: Any, text: str, tokens: Mapping[str, Tensor]) 
     embeddings = table(every.to(table.weight.device)).clone()  # (1, L, D)
     for index, row in places:
         embeddings[0, 1 + index] = row.to(embeddings)
-    return Tokens(every, embeddings=embeddings)
+    mask = (torch.arange(len(full)) < len(ids) + 2).long()[None]
+    return Tokens(every, mask, embeddings)
 
 
 @contextmanager

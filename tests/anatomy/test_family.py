@@ -112,7 +112,6 @@ def test_padding_to_the_longest_gives_the_leading_rows(family: str) -> None:
     assert (at, whole) == (less.states.shape[1], full.states.shape[1])
 
 
-@pytest.mark.xfail(strict=True, reason="Family.tokenize pads each encoder to its own longest, not to a common one")
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_padding_to_the_longest_where_two_tokenizers_cut_a_word_differently(family: str) -> None:
     """As published: "!!" is one piece to the first tokenizer, and twice the padding to the second."""
@@ -243,7 +242,6 @@ def test_a_batch_without_defenses_is_the_stock_batch_bit_for_bit(family: str) ->
     assert [s.image.tobytes() for s in samples if s.image] == [image.tobytes() for image in plain]
 
 
-@pytest.mark.xfail(strict=True, reason="generate.OURS names the arguments of SD 1 alone")
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -256,10 +254,7 @@ def test_a_setting_that_the_text_already_is_is_an_error_in_every_family(family: 
         Protected(stock(family))([Request("x", "a dog", 0, "a cat")], **{name: 9}, **settings_of(family, True))
 
 
-BATCHED = pytest.mark.xfail(strict=True, reason="beside a negative prompt, FLUX guides away from an empty one too")
-
-
-@pytest.mark.parametrize("family", [pytest.param(f, marks=BATCHED if f == "flux" else ()) for f in families.FAMILIES])
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_picture_does_not_depend_on_whether_another_of_its_batch_has_a_negative_prompt(family: str) -> None:
     protected, settings = Protected(stock(family)), settings_of(family, True)
     requests = [Request("0", "a dog", 0), Request("1", "a cat", 1, "art")]
@@ -424,7 +419,6 @@ def test_arguments_by_position_and_by_name_are_the_same_call(family: str) -> Non
     assert equal(by_position, found.give(found.take((), values)))
 
 
-@pytest.mark.xfail(strict=True, reason="Family.take knows the first arguments only", raises=KeyError)
 @each_family
 def test_no_argument_given_by_position_is_lost(family: str) -> None:
     found = anatomy.of(stock(family))
@@ -734,15 +728,12 @@ def with_t5_and_the_unet_of_sdxl() -> Any:
     return pipe
 
 
-FITS = pytest.mark.xfail(strict=True, reason="StableDiffusion.fits takes any text encoder for a CLIP")
-
-
 @pytest.mark.parametrize(
     "make",
     [
         pixart,
-        pytest.param(with_t5_for_its_only_encoder, marks=FITS),
-        pytest.param(with_t5_and_the_unet_of_sdxl, marks=FITS),
+        with_t5_for_its_only_encoder,
+        with_t5_and_the_unet_of_sdxl,
     ],
 )
 def test_a_family_that_efface_does_not_know_does_not_fit(make: Any) -> None:

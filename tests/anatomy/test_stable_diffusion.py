@@ -42,7 +42,7 @@ def test_an_encoder_that_masks_its_padding_is_encoded_as_the_pipeline_does() -> 
     "masked",
     [
         False,
-        pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="tokens.soft gives no mask of the padding")),
+        True,
     ],
 )
 def test_encode_mixes_texts_and_embeddings_in_place_of_words(masked: bool) -> None:
@@ -69,7 +69,6 @@ def test_a_network_without_cross_attention_does_not_fit() -> None:
         anatomy.of(pipe).readers()
 
 
-@pytest.mark.xfail(strict=True, reason="readers of attn1 are missed where both attentions of a block read the text")
 def test_networks_that_cross_in_both_attentions_have_all_their_readers_found() -> None:
     """As the 4x upscaler of SD 2, whose pipeline has the same parts."""
     pipe = families.sd1()

@@ -6,6 +6,7 @@ C h w latents.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -175,15 +176,30 @@ class Family(ABC):
     def denoise(self, latents: Tensor, timestep: Tensor | int, text: Text) -> Tensor:
         """The prediction (B, C, h, w) for noised latents (B, C, h, w) at a timestep; keeps gradients."""
 
+    def named(self, args: Sequence[Any]) -> dict[str, Any]:
+        """The arguments of a call of the denoiser that were given by position."""
+        network = getattr(self.denoiser, "_orig_mod", self.denoiser)
+        names = list(inspect.signature(type(network).forward).parameters)[1:]
+        return dict(zip(names, args, strict=False))
+
     def tokenize(self, prompts: Sequence[str], padding: Padding = "max_length") -> tuple[Tokens, ...]:
         """What each encoder reads of the prompts.
 
         "longest" pads only as far as the longest needs, where a token's state does not depend on what follows it:
         five to ten times cheaper for those who do not want the padding's rows.
         """
-        return tuple(
+        read = [
             tokens.tokenize(encoder.tokenizer, prompts, "max_length" if encoder.whole else padding, encoder.window)
             for encoder in self.encoders
+        ]
+        # Two tokenizers may cut a word into pieces differently, and their rows may lie side by side.
+        both = list(zip(read, self.encoders, strict=True))
+        length = max((one.ids.shape[1] for one, encoder in both if not encoder.whole), default=0)
+        return tuple(
+            one
+            if encoder.whole or one.ids.shape[1] == length
+            else tokens.tokenize(encoder.tokenizer, prompts, "max_length", length)
+            for one, encoder in both
         )
 
     def encode(self, prompts: Sequence[str | Soft]) -> Text:

@@ -24,8 +24,9 @@ class StableDiffusion(Family):
     @staticmethod
     def fits(parts: Mapping[str, Any], network: str) -> bool:
         """A UNet and one text encoder."""
-        one = parts.get("text_encoder") is not None and "text_encoder_2" not in parts
-        return one and network == "UNet2DConditionModel"
+        encoder = parts.get("text_encoder")
+        clip = type(getattr(encoder, "_orig_mod", encoder)).__name__.startswith("CLIPText")
+        return clip and "text_encoder_2" not in parts and network == "UNet2DConditionModel"
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -52,7 +53,11 @@ class StableDiffusion(Family):
     def crossing(self) -> dict[str, nn.Module]:
         """Every `attn2`."""
         named = self.denoiser.named_modules()
-        return {f"{self.part}.{name}": module for name, module in named if name.endswith("attn2")}
+        return {
+            f"{self.part}.{name}": module
+            for name, module in named
+            if name.endswith(("attn1", "attn2")) and getattr(module, "is_cross_attention", name.endswith("attn2"))
+        }
 
     def encode_tokens(self, read: Sequence[Tokens]) -> Text:
         """The last layer's states."""
@@ -63,7 +68,7 @@ class StableDiffusion(Family):
 
     def take(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`unet(sample, timestep, encoder_hidden_states=...)`"""
-        rest = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | dict(kwargs)
+        rest = self.named(args) | dict(kwargs)
         latents, timestep, states = (rest.pop(name) for name in ("sample", "timestep", "encoder_hidden_states"))
         return Call(latents, torch.as_tensor(timestep), Text(states), rest)
 

@@ -38,7 +38,7 @@ class Transformer(Family):
     def take(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`transformer(hidden_states, encoder_hidden_states, pooled_projections, timestep, ...)`"""
         order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
-        rest = dict(zip(order, args, strict=False)) | dict(kwargs)
+        rest = self.named(args) | dict(kwargs)
         latents, states, pooled, timestep = (rest.pop(name) for name in order)
         return Call(latents, torch.as_tensor(timestep), Text(states, pooled), rest)
 

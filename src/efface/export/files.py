@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from efface import card
 from efface.errors import BadInput, EffaceError
+from efface.patch_file import apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_apart(tensors), part, dict(metadata))
+        save_file(apart(tensors), part, dict(metadata))
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise EffaceError(f"{path}: could not be written, nothing was saved: {error}") from error
@@ -69,15 +70,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise BadInput(f"{path}: {name} holds values that are not finite numbers: the file is damaged")
     return tensors, {str(key): str(value) for key, value in metadata.items()}
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, copies where several share their memory, which safetensors refuses."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
-        where = held.untyped_storage().data_ptr()
-        found[name] = held.clone() if where in seen else held
-        seen.add(where)
-    return found
