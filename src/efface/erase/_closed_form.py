@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from efface.erase._words import Words
 
 LARGE = 1024
+"""Rank above which a transform is not compressed."""
+BLOCK = 512
+"""Size up to which a matrix is factored whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,25 @@ def card(eraser: Eraser, pipe: Pipe, concepts: Sequence[Concept], base: str, con
 
 def factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:
     """The Cholesky factor of A + ridge * I, A positive semi-definite, and an upper bound on its condition number."""
-    ridged = A.clone()
-    ridged.diagonal().add_(ridge)
-    factor, info = torch.linalg.cholesky_ex(ridged)
-    if info.any():
+    factor = A.T.clone()  # A, column by column, as the library wants it in every step from here on
+    factor.diagonal().add_(ridge)
+    if not _factor(factor):
         raise EffaceError(
             f"the edit cannot be solved: ridge {ridge:g} is too small, or the model's weights are damaged"
         )
     return factor, (float(torch.linalg.matrix_norm(A)) + ridge) / ridge
+
+
+def _factor(A: Tensor) -> bool:
+    """Put A's Cholesky factor into its lower triangle, in halves where A is large: products of matrices are three times
+    as fast as the library's own factoring. False where A is not positive definite."""
+    if len(A) <= BLOCK:
+        factor, info = torch.linalg.cholesky_ex(A)
+        A.copy_(factor)
+        return not info.any() and bool(factor.diagonal().min() > 0)  # NaN is not positive either
+    half = len(A) // 2
+    top, below, rest = A[:half, :half], A[half:, :half], A[half:, half:]
+    if not _factor(top):
+        return False
+    below.copy_(torch.linalg.solve_triangular(top.T, below, upper=True, left=False))
+    return _factor(rest.addmm_(below, below.T, alpha=-1))

@@ -11,6 +11,7 @@ Legend: D width of the text, m rows, out outputs of all readers together. Everyt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ from efface.erase._closed_form import Transform, factored
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
+
+
+BLOCK = 512
 
 
 @dataclass(slots=True)
@@ -44,8 +48,8 @@ class Wide:
         u, v = step.left, step.right
         self.said += v @ (u.T @ self.said)
         right = self.TGT @ u  # (D, r)
-        half = (right + v @ (u.T @ right) / 2) @ v.T
-        self.TGT += half + half.T
+        half = right + v @ (u.T @ right) / 2
+        self.TGT.addmm_(half, v.T).addmm_(v, half.T)
 
 
 @dataclass(slots=True)
@@ -67,9 +71,9 @@ class Narrow:
     def edited(self, step: Transform) -> None:
         """T becomes T (I + u vᵀ)."""
         a, b = self.A @ step.left, self.A @ step.right  # (out, r)
-        half = (b + a @ (step.right.T @ step.right) / 2) @ a.T
-        self.AA += half + half.T
-        self.A += a @ step.right.T
+        half = b + a @ (step.right.T @ step.right) / 2
+        self.AA.addmm_(half, a.T).addmm_(a, half.T)
+        self.A.addmm_(a, step.right.T)
 
 
 def derivation(pipe: Pipe, kind: Kind, base: str, rows: Tensor) -> Wide | Narrow:
@@ -78,14 +82,19 @@ def derivation(pipe: Pipe, kind: Kind, base: str, rows: Tensor) -> Wide | Narrow
     weights = [reader.weight[:, :D] for reader in anatomy.of(pipe).readers().values() if reader.text == kind]
     if sum(len(weight) for weight in weights) < D:
         W = torch.cat([weight.detach().cpu().double() for weight in weights])
-        return Narrow(W @ rows.T, W, cache.cached("weight-gram", [base, kind], lambda: {"gram": W @ W.T})["gram"])
-
-    def compute() -> dict[str, Tensor]:
-        total = torch.zeros(D, D, dtype=torch.float64)
-        for weight in weights:
-            W = weight.detach().cpu().double()
-            total += W.T @ W
-        return {"gram": total}
-
-    G = cache.cached("weight-gram", [base, kind], compute)["gram"]
+        return Narrow(W @ rows.T, W, cache.cached("weight-gram", [base, kind], lambda: {"gram": gram([W.T])})["gram"])
+    G = cache.cached("weight-gram", [base, kind], lambda: {"gram": gram(weights)})["gram"]
     return Wide(G @ rows.T, G)
+
+
+def gram(matrices: Iterable[Tensor]) -> Tensor:
+    """Sum of MᵀM in float64, one matrix at a time; blocks above the diagonal are copied, not computed."""
+    total = torch.zeros(())
+    for matrix in matrices:
+        M = matrix.detach().cpu().double()
+        D = M.shape[1]
+        total = torch.zeros(D, D, dtype=torch.float64) if total.dim() == 0 else total
+        for start in range(0, D, BLOCK):
+            block = slice(start, start + BLOCK)
+            total[block, : start + BLOCK].addmm_(M[:, block].T, M[:, : start + BLOCK])
+    return total.tril() + total.tril(-1).T
