@@ -15,8 +15,8 @@ from efface.patch import LowRank, Patch
 from tests.tiny import tiny_pipeline
 
 METHODS = catalog.names("erase")
-SHORT = {"steps": 2, "iterations": 2, "epochs": 2}
-"""Settings that make a method that trains short enough for a test, where it has them."""
+SHORT = {"steps": 2, "iterations": 2, "epochs": 2, "average": 0.5, "sampling_steps": 4, "learning_rate": 1e-2}
+"""Settings that make a method that trains short enough for a test, and move half-precision weights in it."""
 CIGARETTE = Concept("cigarette", anchor="flower", keep=("dog",), pairs=(("a cigarette", "a flower"),))
 NUDITY = Concept("nudity", anchor="art", pairs=(("nudity", "art"),))
 

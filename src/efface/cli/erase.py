@@ -26,6 +26,7 @@ def run(
     keep: Annotated[list[str] | None, typer.Option(help="A prompt whose picture must not change; repeatable.")] = None,
     preset: Annotated[str, typer.Option(help="A named set of settings of the method.")] = "",
     work: Annotated[Path | None, typer.Option(help="Folder for checkpoints, for methods that train.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the work folder's checkpoint is.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The patch (default: no-CONCEPT.safetensors).")
     ] = None,
@@ -48,6 +49,8 @@ def run(
     if anchor is not None:
         wanted = [replace(concept, anchor=anchor) for concept in wanted]
     wanted = [replace(concept, keep=(*concept.keep, *(keep or ()))) for concept in wanted]
+    if work and not resume and work.is_dir() and any(work.iterdir()):
+        raise BadInput(f"{work}: holds the work of an earlier run: give --resume to go on, or a new folder")
     if preset and preset not in info.presets:
         raise UnknownName(f"preset of {method}", preset, info.presets)
     pipe = _options.pipeline(model, device, dtype, variant, config)
