@@ -3,6 +3,9 @@
 import errno
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -244,3 +247,51 @@ def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Recipe(**{"steps": 1, "learning_rate": 0.1, **settings})
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+from tests.erase.test__finetune import Numbers, noisy
+from efface.erase._finetune import Recipe, Training, _rank
+torch.set_num_threads(1)
+run = Training(Numbers(), Recipe(3, 0.01, clip=None, average=0.5), "me", 0, Path(sys.argv[1]))
+run.run(noisy(run))
+Path(sys.argv[1], f"{_rank()}.txt").write_text(repr({n: v.tolist() for n, v in run.values.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    # What `accelerate launch` starts for several processes; by itself it starts only one on a machine without a GPU.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(["src", "."]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    done = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    reference = Numbers()
+    optimiser = torch.optim.AdamW(reference.parameters.values(), lr=0.01, weight_decay=0.0)
+    mean = {name: value.detach().clone() for name, value in reference.parameters.items()}
+    twin = Training(reference, STEPS, "", 0)
+    for step in (1, 2, 3):
+        optimiser.zero_grad()
+        for rank in (0, 1):
+            dice = torch.Generator().manual_seed(_finetune._mixed(0, step, 0, rank))
+            (noisy(twin)(step, dice)["loss"] / 2).backward()
+        optimiser.step()
+        for name, value in mean.items():
+            value.lerp_(reference.parameters[name].detach(), 0.5)
+    got = eval(first)
+    for name, value in mean.items():
+        torch.testing.assert_close(torch.tensor(got[name]), value, atol=1e-6, rtol=0)
+    assert len((tmp_path / LOG).read_text().splitlines()) == 3  # one of the two writes

@@ -9,15 +9,27 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from efface.bench import report
+from efface.bench import losses, report
 from efface.card import read_header
 from efface.cli import _options, _screen
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="A patch, or the folder of a run.")], as_json: _options.Json = False
+    file: Annotated[Path, typer.Argument(help="A patch, or the folder of a run or of a training.")],
+    as_json: _options.Json = False,
 ) -> None:
-    """Show where a patch came from, or what a run found."""
+    """Show where a patch came from, what a run found, or how a training went (with a plot)."""
+    if file.joinpath(losses.LOG).is_file():
+        logged = losses.read(file)
+        found = losses.summary(logged)
+        if as_json:
+            print(json.dumps({"steps": len(logged["step"]), **found}, indent=2))
+            return
+        table = Table("", "first tenth", "last tenth", box=None, pad_edge=False)
+        for name, means in found.items():
+            table.add_row(f"[cyan]{name}[/]", *(f"{mean:.4g}" for mean in means))
+        _screen.out.print(table, f"{len(logged['step'])} steps, {losses.plot(file, logged)}")
+        return
     if file.is_dir():
         found = report.read(file)
         if as_json:

@@ -86,7 +86,10 @@ class Weights(Student):
 
 
 class Adapters(Student):
-    """Low-rank adapters (peft) beside the linear layers and convolutions of one part; taken out again by `close`."""
+    """Low-rank adapters (peft) beside the linear layers and convolutions of one part; taken out again by `close`.
+
+    To be made inside `still`, which would switch their gradients off if it came later.
+    """
 
     def __init__(
         self, pipe: Pipe, part: str, layers: Sequence[str], rank: int, alpha: float, seed: int, gaussian: bool = True,
