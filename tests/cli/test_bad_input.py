@@ -37,6 +37,8 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     torch.save({"a": torch.zeros(2)}, made["pickle"])
     made["typo"] = folder / "typo.toml"
     made["typo"].write_text(TOML_TYPO)
+    made["unseen"] = folder / "unseen.toml"
+    made["unseen"].write_text(f'[cigarette]\nimages = "{folder / "empty"}"\n')
     made["none"] = folder / "none.txt"
     made["none"].write_text("\n  \n")
     made["empty"] = folder / "empty"
@@ -90,6 +92,13 @@ CASES = {
     "field without a value": ("erase rece cigarette --epochs", "--epochs needs a value"),
     "unknown preset": ("erase rece cigarette --preset nudes", 'unknown preset of rece "nudes"'),
     "singular settings": ("erase uce cigarette --ridge 0 --model {model}", "ridge must be above 0"),
+    "training without pictures": (
+        "erase forget_me_not --concept-file {unseen} --model {model} -o p.safetensors", "no training pictures"
+    ),
+    "more points than a rollout has": ("erase sdd cigarette --model {model} --points 60", "points must be 1 to"),
+    "no step to train": ("erase esd cigarette --model {model} --steps 0", "steps must be at least 1, got 0"),
+    "work of another run": ("erase sdd cigarette --model {model} --work {bin}", "holds the work of an earlier run"),
+    "no adapter to train": ("erase duo cigarette --model {model} --rank 0", "rank"),
     "unknown list": ("list methods", "unknown list"),
     "unknown detector": ("screen hi --guard block", "unknown detect method"),
     "unknown guidance": ("generate hi --guide slt:cigarette", "unknown guide method"),
