@@ -31,9 +31,6 @@ def tensors(deltas: Deltas, names: tuple[str, str, str] = WEIGHTS) -> dict[str, 
 
 def write(path: str | Path, deltas: Deltas, texts: Deltas, card: Mapping[str, str]) -> None:
     """Write a patch under a temporary name, then rename it. Raises BadInput or EffaceError, and leaves nothing."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise BadInput(f"{path}: a patch is a .safetensors file, got the ending {path.suffix or 'none'}")
@@ -45,11 +42,18 @@ def write(path: str | Path, deltas: Deltas, texts: Deltas, card: Mapping[str, st
             alias[name] = known
         else:
             stored[name] = tensor
-    header = {"efface": "patch 1", "card": json.dumps(dict(card)), "shared": json.dumps(alias)}
+    save(stored, path, {"efface": "patch 1", "card": json.dumps(dict(card)), "shared": json.dumps(alias)})
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name, then rename it, or leave nothing and say why."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(apart(stored), part, metadata=header)
+        save_file(apart(tensors), part, dict(metadata))
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise EffaceError(f"{path}: could not be written, nothing was saved: {error}") from error

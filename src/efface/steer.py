@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from efface import anatomy
-from efface.anatomy import Call, Text
+from efface.anatomy import Call, Family, Text
 from efface.core import Concept, Defense
 from efface.errors import DoesNotFit
 
@@ -69,8 +69,9 @@ class Guidance(Defense, ABC):
     @contextmanager
     def on(self, pipe: Pipe) -> Iterator[None]:
         """Inside: every picture the pipeline draws is steered. Guidances stack in the order of entry."""
-        network = anatomy.of(pipe).denoiser
-        chain = _chains.setdefault(network, _Chain(pipe))
+        family = anatomy.of(pipe)
+        network = family.denoiser
+        chain = _chains.setdefault(network, _Chain(family))
         chain.enter(self)
         try:
             yield
@@ -84,7 +85,7 @@ class Guidance(Defense, ABC):
 class _Chain:
     """The guidances that are on for one denoiser, and what the hooks carry from before a call to after it."""
 
-    pipe: Any
+    family: Family
     links: list[tuple[Guidance, dict[str, Any]]] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     step: Step | None = None
@@ -98,7 +99,7 @@ class _Chain:
     def enter(self, guidance: Guidance) -> None:
         self.links.append((guidance, {}))
         if not self.handles:
-            network = anatomy.of(self.pipe).denoiser
+            network = self.family.denoiser
             self.handles = [
                 # First, so that whatever else changes the call (a map of the texts) sees the added rows too.
                 network.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
@@ -115,14 +116,14 @@ class _Chain:
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Add the rows that the guidances want to the call."""
-        family = anatomy.of(self.pipe)
+        family, pipe = self.family, self.family.pipe
         call = family.take(args, kwargs)
         if kwargs.get("return_dict") is False and (kwargs.get("skip_layers") or self._again(call)):
             self.passing = True  # FLUX's negative prompt, SD 3's skipped layers
             return args, kwargs
         # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
-        guided = kwargs.get("return_dict") is False and getattr(self.pipe, "do_classifier_free_guidance", False)
-        scale = float(self.pipe.guidance_scale) if guided else 1.0
+        guided = kwargs.get("return_dict") is False and getattr(pipe, "do_classifier_free_guidance", False)
+        scale = float(pipe.guidance_scale) if guided else 1.0
         B = len(call.latents) // 2 if guided else len(call.latents)
         index, count = self._position(call.timestep)
         if index <= self.index:  # no step follows itself or a later one: another picture has begun
@@ -170,7 +171,7 @@ class _Chain:
         return before is not None and before[0] is now[0] and torch.equal(before[1], now[1])
 
     def _position(self, timestep: Tensor) -> tuple[int, int]:
-        steps = self.pipe.scheduler.timesteps
+        steps = self.family.pipe.scheduler.timesteps
         now = timestep.flatten()[0]
         near = max(1e-5, 2 * torch.finfo(now.dtype).eps) if now.is_floating_point() else 0.0  # FLUX rounds them
         visits = torch.isclose(steps.double(), now.to(steps).double(), rtol=near).nonzero().flatten().tolist() or [0]

@@ -40,18 +40,17 @@ def check(pipe: Pipe, deltas: Deltas) -> None:
 class _Maps:
     """The maps that are on for one denoiser, and the hook that applies their sum, not one after the other."""
 
-    pipe: Any
+    family: anatomy.Family
     on: dict[object, Deltas] = field(default_factory=dict)
     handle: Any = None
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        family = anatomy.of(self.pipe)
-        call = family.take(args, kwargs)
+        call = self.family.take(args, kwargs)
         text = call.text
         for path, delta in (item for found in self.on.values() for item in found.items()):
             kind = path.removeprefix(PREFIX)
             text = replace(text, **{kind: getattr(text, kind) + _moved(getattr(call.text, kind), delta)})
-        return (), family.give(replace(call, text=text))
+        return (), self.family.give(replace(call, text=text))
 
 
 # Beside the networks, not in them, so that a copied network takes no map along.
@@ -61,8 +60,9 @@ _active: WeakKeyDictionary[nn.Module, _Maps] = WeakKeyDictionary()
 @contextmanager
 def mapped(pipe: Pipe, deltas: Deltas) -> Iterator[None]:
     """Inside: the denoiser reads x + the sum of x (T - I)ᵀ of all maps that are on, for every row of every call."""
-    network, key = anatomy.of(pipe).denoiser, object()
-    maps = _active.setdefault(network, _Maps(pipe))
+    family, key = anatomy.of(pipe), object()
+    network = family.denoiser
+    maps = _active.setdefault(network, _Maps(family))
     maps.handle = maps.handle or network.register_forward_pre_hook(maps.before, with_kwargs=True)
     maps.on[key] = deltas
     try:

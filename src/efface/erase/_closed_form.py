@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import torch
 from torch import Tensor
 
-from efface import __version__, anatomy, cache, models
+from efface import anatomy, cache
 from efface.anatomy import Kind
 from efface.core import Concept, Eraser
+from efface.erase import _made
 from efface.errors import BadInput, EffaceError
 from efface.patch import LowRank, Patch
 
@@ -167,15 +168,7 @@ def card(eraser: Eraser, pipe: Pipe, concepts: Sequence[Concept], base: str, con
             "mean anything; raise ridge or reg, or erase fewer prompts at once",
             stacklevel=3,
         )
-    return {
-        "method": repr(eraser),
-        "concepts": "; ".join(repr(concept) for concept in concepts),
-        "model": models.known_as(pipe),
-        "base": base,
-        "condition": f"{condition:.1e}",
-        "efface": __version__,
-        "torch": torch.__version__,
-    }
+    return _made.described(eraser, pipe, concepts, base) | {"condition": f"{condition:.1e}"}
 
 
 def factored(A: Tensor, ridge: float) -> tuple[Tensor, float]:

@@ -1,9 +1,9 @@
-"""What a fine-tuned patch says about its making, and the patch itself."""
+"""What a patch says about its making, and the patch of a training."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,14 +21,24 @@ if TYPE_CHECKING:
 def card(eraser: Eraser, pipe: Pipe, concepts: Sequence[Concept], touched: Iterable[str]) -> dict[str, str]:
     """Method, concepts, model, and the hash of the parameters that are trained."""
     parts = (part for path in touched for part in (path, anatomy.stored(*anatomy.place(pipe, path))))
+    return described(eraser, pipe, concepts, cache.digest(*parts))
+
+
+def described(eraser: Eraser, pipe: Pipe, concepts: Sequence[Concept], base: str) -> dict[str, str]:
+    """What every patch says; `base` is the hash of the parameters that it touches."""
     return {
         "method": repr(eraser),
         "concepts": "; ".join(repr(concept) for concept in concepts),
         "model": models.known_as(pipe),
-        "base": cache.digest(*parts),
+        "base": base,
         "efface": __version__,
         "torch": torch.__version__,
     }
+
+
+def identity(about: Mapping[str, str]) -> str:
+    """What a training is known by: a checkpoint of another method, concept or model is not gone on with."""
+    return f"{about['method']} {about['concepts']} {about['base']}"
 
 
 def patch(training: Training, about: dict[str, str], begun: float) -> Patch:

@@ -158,7 +158,7 @@ class DUO(Eraser):
                 student = Adapters(pipe, family.part, layers, self.rank, self.alpha, self.seed)
                 try:
                     recipe = Recipe(self.steps, self.learning_rate, self.weight_decay)
-                    identity = f"{about['method']} {about['concepts']} {about['base']}"
+                    identity = _made.identity(about)
                     training = Training(student, recipe, identity, self.seed, work)
                     terms = _Terms(self, family, student, pairs, _float(null) if self.float32 else null)
                     training.run(terms.losses)

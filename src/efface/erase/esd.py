@@ -97,7 +97,7 @@ class ESD(Eraser):
         every = self.points * max(1, _EVERY // self.points)  # a checkpoint falls where a rollout is used up
         recipe = Recipe(self.steps, self.learning_rate, clip=None, every=every)
         student = Weights(pipe, paths)
-        training = Training(student, recipe, f"{about['method']} {about['concepts']} {about['base']}", self.seed, work)
+        training = Training(student, recipe, _made.identity(about), self.seed, work)
         pool: list[Point] = []
 
         def losses(step: int, dice: torch.Generator) -> dict[str, Tensor]:

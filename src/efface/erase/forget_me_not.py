@@ -102,7 +102,7 @@ class ForgetMeNot(Eraser):
             with torch.no_grad():
                 lessons = self._lessons(family, watch, concepts, given)
             about = _made.card(self, pipe, concepts, paths) | {"pictures": _known_as(given)}
-            identity = " ".join(about[name] for name in ("method", "concepts", "base", "pictures"))
+            identity = f"{_made.identity(about)} {about['pictures']}"
             training = Training(Weights(pipe, paths), recipe, identity, self.seed, work)
 
             def losses(step: int, dice: torch.Generator) -> dict[str, Tensor]:

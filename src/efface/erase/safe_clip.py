@@ -116,7 +116,7 @@ class SafeCLIP(Eraser):
             stack.callback(student.close)
             per_epoch = -(-len(known) // (self.batch * self.accumulate))
             recipe = Recipe(self.epochs * per_epoch, self.learning_rate, clip=None, accumulate=self.accumulate)
-            identity = f"{about['method']} {about['concepts']} {about['base']} {towers.digest}"
+            identity = f"{_made.identity(about)} {towers.digest}"
             training = Training(student, recipe, identity, self.seed, work)
 
             def losses(step: int, dice: torch.Generator) -> dict[str, Tensor]:

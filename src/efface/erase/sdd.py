@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from efface import anatomy
+from efface import anatomy, tokens
 from efface.anatomy import Family
 from efface.core import Concept, Eraser
 from efface.erase import _made
@@ -90,19 +90,21 @@ class SDD(Eraser):
             check(family, joined)
             known = {prompt: family.encode([prompt]) for prompt in {*prompts, joined}}
             null = nothing(family)
+            # Where guidance is distilled, the one row that there is has been guided already.
+            scale = 1.0 if family.unprompted([""]) is None else self.guidance
         about = _made.card(self, pipe, concepts, paths)
         recipe = Recipe(
             self.steps, self.learning_rate, self.weight_decay, average=self.average,
             every=self.points * max(1, 50 // self.points),
         )  # fmt: skip
         student = Weights(pipe, paths)
-        training = Training(student, recipe, f"{about['method']} {about['concepts']} {about['base']}", self.seed, work)
+        training = Training(student, recipe, _made.identity(about), self.seed, work)
         pool: list[Point] = []
 
         def losses(step: int, dice: torch.Generator) -> dict[str, Tensor]:
             if not pool:
                 with student.on(training.values):
-                    pool.extend(self._stops(family, known[joined], null, dice))
+                    pool.extend(self._stops(family, known[joined], null, scale, dice))
             point = pool.pop()
             text = known[self._turn(step, prompts, joined, dice)]
             time = jittered(point, self.sampling_steps, family, dice)
@@ -115,10 +117,10 @@ class SDD(Eraser):
             training.run(losses)
         return _made.patch(training, about, begun)
 
-    def _stops(self, family: Family, text: anatomy.Text, null: anatomy.Text, dice: torch.Generator) -> list[Point]:
+    def _stops(
+        self, family: Family, text: anatomy.Text, null: anatomy.Text, scale: float, dice: torch.Generator
+    ) -> list[Point]:
         """One stop of a rollout, uniform over its steps; or several of one rollout, in random order."""
-        # Where guidance is distilled, the one row that there is has been guided already.
-        scale = 1.0 if family.unprompted([""]) is None else self.guidance
         if self.points == 1:
             stop = int(torch.randint(self.sampling_steps, (), generator=dice))
             return rolled(family, text, null, scale, stop, self.sampling_steps, dice)[-1:]
@@ -139,8 +141,6 @@ class SDD(Eraser):
 
 def check(family: Family, joined: str) -> None:
     """Raise BadInput where the prompts together are longer than the encoder reads, or say nothing."""
-    from efface import tokens
-
     encoder = family.encoders[0]
     if words := tokens.cut_words(encoder.tokenizer, joined, encoder.window):
         raise BadInput(

@@ -150,7 +150,7 @@ class ShieldDiff(Eraser):
                 null = nothing(family)
             student = Adapters(pipe, family.part, layers, self.rank, self.alpha, self.seed)
             try:
-                identity = f"{about['method']} {about['concepts']} {about['base']}"
+                identity = _made.identity(about)
                 training = Training(student, recipe, identity, self.seed, work)
                 memory = _policy.Memory(_policy.Baseline(self.buffered, self.remembered), work)
                 rounds = _Rounds(self, family, steps, unsafe, benign, known, null, clip, judge, memory)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efface import card
+from efface import card, patch_file
 from efface.errors import BadInput, EffaceError
-from efface.patch_file import apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,21 +17,9 @@ if TYPE_CHECKING:
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, or leave nothing and say why."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     if path.suffix != ".safetensors":
         raise BadInput(f"{path}: this is written as a .safetensors file, got the ending {path.suffix or 'none'}")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(apart(tensors), part, dict(metadata))
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise EffaceError(f"{path}: could not be written, nothing was saved: {error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    patch_file.save(tensors, path, metadata)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from efface import anatomy
+from efface.delta import flat, shape
 from efface.errors import BadInput, DoesNotFit
 from efface.export import joined, layers, mmdit, rank
 from efface.export.family import Family
@@ -176,10 +177,10 @@ def _columns(module: str, patch: Patch, model: Model) -> int:
         return 0
     weight = patch.deltas.get(f"{module}.weight")
     if weight is not None:
-        return rank.shape(weight)[1]
-    if (shape := model.shape(f"{module}.weight")) is None:
+        return flat(shape(weight))[1]
+    if (known := model.shape(f"{module}.weight")) is None:
         raise BadInput(f"{module}.bias: its order in the file depends on the model: give it (pipe=, --model)")
-    return shape[1]
+    return known[1]
 
 
 def _dense(module: str, delta: Delta, model: Model) -> Tensor:
@@ -202,8 +203,8 @@ def _kernel(module: str, delta: Delta, model: Model) -> tuple[int, ...]:
     """Height and width of a convolution's kernel, () for a linear layer."""
     if isinstance(delta, Tensor):
         return tuple(delta.shape[2:])
-    if shape := model.shape(f"{module}.weight"):
-        return shape[2:]
+    if known := model.shape(f"{module}.weight"):
+        return known[2:]
     last = module.rpartition(".")[2]
     if not module.startswith("unet."):
         return (2, 2) if module == "transformer.pos_embed.proj" else ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from efface.delta import flat, shape
 from efface.errors import BadInput
 from efface.patch import Delta, LowRank, Patch
 from efface.progress import track
@@ -24,14 +25,7 @@ class Reduced:
 
 def full(delta: Delta) -> int:
     """The largest rank that a change of this shape can have: the smaller of its rows and columns."""
-    return min(shape(delta))
-
-
-def shape(delta: Delta) -> tuple[int, int]:
-    """Rows and columns of a change, convolutions flattened as (out, in * height * width)."""
-    if isinstance(delta, LowRank):
-        return delta.up.shape[0], delta.down.shape[1]
-    return delta.shape[0], delta.numel() // max(delta.shape[0], 1)
+    return min(flat(shape(delta)))
 
 
 def check(rank: int | None, deltas: Mapping[str, Delta]) -> None:
@@ -60,7 +54,7 @@ def reduce(delta: Delta, rank: int | None = None) -> Reduced:
         U, S, Vh = torch.linalg.svd(left @ right.T, full_matrices=False)
         U, Vh, keep = outer @ U, Vh @ inner.T, rank
     else:
-        U, S, Vh = torch.linalg.svd(delta.detach().double().reshape(shape(delta)), full_matrices=False)
+        U, S, Vh = torch.linalg.svd(delta.detach().double().reshape(flat(shape(delta))), full_matrices=False)
         whole = float(S.square().sum())
         keep = min(rank or full(delta), max(_rank(S, delta), 1))
     root = S[:keep].sqrt()  # both factors of one size, for half precision
@@ -95,7 +89,7 @@ def on_cpu(patch: Patch) -> Patch:
 
 def _rank(S: Tensor, delta: Tensor) -> int:
     """How many singular values S stand above what single precision adds to a matrix by rounding its numbers."""
-    rows, columns = shape(delta)
+    rows, columns = flat(shape(delta))
     eps = min(torch.finfo(delta.dtype).eps, torch.finfo(torch.float32).eps)  # what is less precise is kept as it is
     noise = 4 * eps * S.norm() * (rows**0.5 + columns**0.5) / (rows * columns) ** 0.5
     return int((noise < S).sum())
