@@ -125,7 +125,7 @@ def flux(dtype: torch.dtype = torch.float32, width: int = 64, seed: int = 0, sch
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sd3": sd3, "flux": flux}
 
 
-def draw(pipe: Any, prompt: str, **settings: Any) -> torch.Tensor:
+def draw(pipe: Any, prompt: str | list[str], **settings: Any) -> torch.Tensor:
     """One picture, (3, H, W) in 0..1, from noise of seed 0 in two steps; the same settings, the same picture."""
     fixed = {"num_inference_steps": 2, "height": SIZE, "width": SIZE, "generator": torch.Generator().manual_seed(0)}
     return pipe(prompt, **fixed | {"output_type": "pt"} | settings).images[0]

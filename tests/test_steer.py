@@ -340,10 +340,10 @@ two_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 @dataclass(frozen=True)
 class Ask(Guidance):
-    """Asks for one more row, writes down what came, and moves by `strength` of it."""
+    """Asks for one more row, writes down what came, and moves by `amount` of it."""
 
     concept: Concept = CONCEPT
-    strength: float = 0.0
+    amount: float = 0.0
     states: tuple[Text, ...] = ()
     seen: list[tuple[Step, Tensor, Tensor]] = field(default_factory=list)
 
@@ -354,7 +354,7 @@ class Ask(Guidance):
     def steer(self, step: Step, rows: Mapping[str, Tensor]) -> Tensor:
         assert step.text is not None
         self.seen.append((replace(step), step.text.clone(), rows["concept"].clone()))
-        return step.text + self.strength * rows["concept"] if self.strength else step.text
+        return step.text + self.amount * rows["concept"] if self.amount else step.text
 
 
 @contextmanager
@@ -442,7 +442,7 @@ def test_a_step_is_told_in_every_family_and_precision(family: str, dtype: torch.
 def test_steering_moves_every_familys_picture(family: str) -> None:
     pipe = families.FAMILIES[family]()
     stock = families.draw(pipe, "a dog")
-    with Ask(strength=0.5, states=encoded(pipe, "a cigarette")).on(pipe):
+    with Ask(amount=0.5, states=encoded(pipe, "a cigarette")).on(pipe):
         assert (families.draw(pipe, "a dog") - stock).abs().max() > 1e-3
     assert torch.equal(families.draw(pipe, "a dog"), stock)
 
@@ -480,7 +480,7 @@ def test_a_text_without_what_goes_beside_it_takes_the_prompts(family: str, setti
 def test_rows_of_a_guidance_are_mapped_too_whichever_came_first(family: str, map_first: bool) -> None:
     pipe = families.FAMILIES[family]()
     patch = UCE(rows="all").fit(pipe, Concept("cigarette", anchor="flower"))
-    ask, mapped = Ask(strength=0.5, states=encoded(pipe, "a cigarette")), patch.as_transform()
+    ask, mapped = Ask(amount=0.5, states=encoded(pipe, "a cigarette")), patch.as_transform()
     with ask.on(pipe):
         unmapped = families.draw(pipe, "a dog")
     with ask.on(pipe), patch.on(pipe):
@@ -496,7 +496,7 @@ def test_a_guidance_that_comes_after_another_left_sees_the_map_too() -> None:
     """Off and on again, hooks change places."""
     pipe = families.sdxl()
     patch = UCE(rows="all").fit(pipe, Concept("cigarette", anchor="flower"))
-    ask = Ask(strength=0.5, states=encoded(pipe, "a cigarette"))
+    ask = Ask(amount=0.5, states=encoded(pipe, "a cigarette"))
     with ask.on(pipe), patch.on(pipe):
         expected = families.draw(pipe, "a dog")
     with ask.on(pipe):

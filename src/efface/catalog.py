@@ -64,6 +64,8 @@ def info(family: str, name: str) -> Info:
     facts, fields = _read(node)
     if family == "erase":
         fields.append(Field("seed", "int", "0", "Seed of everything random in the method."))
+    if family == "guide" and "strength" not in (field.name for field in fields):
+        fields.append(Field("strength", "float", "1.0", "From 0, the stock picture, to 1, all that the method does."))
     return Info(family, name, node.name, doc.split("\n", 1)[0], doc, facts, tuple(fields), _presets(tree))
 
 

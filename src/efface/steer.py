@@ -3,7 +3,7 @@
 One pair of hooks on the denoiser runs the chain of all guidances that are on. The rows that the whole chain wants for
 a step go through the denoiser in one call, together with the pipeline's own rows. Nothing on, nothing hooked.
 
-Legend: B pictures, C h w latents.
+Legend: B pictures, C h w latents, N places of the picture in a layer, W width of a layer's attention.
 """
 
 from __future__ import annotations
@@ -20,33 +20,15 @@ from torch import Tensor, nn
 
 from efface import anatomy
 from efface.anatomy import Call, Family, Text
+from efface.carry import Advance, Carried
 from efface.core import Concept, Defense
-from efface.errors import DoesNotFit
+from efface.crossing import Crossing
+from efface.errors import BadInput, DoesNotFit
+from efface.heard import Heard
+from efface.step import Step
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
-
-
-@dataclass(slots=True)
-class Step:
-    """What a guidance sees of one denoising step."""
-
-    index: int
-    """0 for the first step of a picture."""
-    count: int
-    """Number of steps."""
-    scale: float
-    """Classifier-free guidance scale; 1 where the pipeline does not guide."""
-    latents: Tensor
-    """(B, C, h, w), as the denoiser gets them."""
-    prompt: Text
-    """The prompts' text, B rows."""
-    text: Tensor | None
-    """(B, C, h, w): the prediction for the prompt, as steered so far; None while rows are asked for."""
-    null: Tensor | None
-    """(B, C, h, w): the prediction without a prompt; None where the pipeline does not guide."""
-    memory: dict[str, Any]
-    """The guidance's own, empty at a picture's first step."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +38,25 @@ class Guidance(Defense, ABC):
     paper: ClassVar[str]
     concept: Concept
     """What to steer away from."""
+    strength: float = 1.0
+    """From 0, the stock pipeline bit for bit, to 1, all that the method does."""
 
-    def rows(self, step: Step) -> Mapping[str, Text]:
-        """Texts (B rows each) whose predictions it wants this step; the key "text" replaces the prompt's own."""
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise BadInput(f"strength must be in 0..1, got {self.strength}")
+
+    def prepare(self, family: Family) -> Any:
+        """What it needs of the model for every picture, such as the concept's text, without gradients.
+
+        Computed when the first picture begins, with all patches on; given back as `step.known`.
+        """
+        return None
+
+    def rows(self, step: Step) -> Mapping[str, Text | tuple[Text, Tensor]]:
+        """Texts (B rows each) whose predictions it wants this step, or each with latents of its own to predict for.
+
+        The key "text" replaces the prompt's own row, "null" the one without a prompt.
+        """
         return {}
 
     def steer(self, step: Step, rows: Mapping[str, Tensor]) -> Tensor:
@@ -66,13 +64,31 @@ class Guidance(Defense, ABC):
         assert step.text is not None  # set before any guidance steers
         return step.text
 
+    def attend(self, step: Step, layer: str, attention: nn.Module, query: Tensor) -> Tensor | None:
+        """What to add (B, N, W) to the prompt row's cross-attention, before its output projection; None: nothing.
+
+        `query`: the layer's (B, N, W).
+        """
+        return None
+
+    def after(self, step: Step, sample: Tensor, latents: Tensor, advance: Advance) -> Tensor:
+        """The latents (B, C, h, w) to go on with, where the scheduler has stepped from `sample` to `latents`.
+
+        `advance` takes a step of another latent with another scheduler, with the same noise.
+        """
+        return latents
+
     @contextmanager
     def on(self, pipe: Pipe) -> Iterator[None]:
         """Inside: every picture the pipeline draws is steered. Guidances stack in the order of entry."""
         family = anatomy.of(pipe)
+        if not self.strength:
+            yield
+            return
         network = family.denoiser
-        chain = _chains.setdefault(network, _Chain(family))
+        chain = _chains.get(network) or _Chain(family)
         chain.enter(self)
+        _chains[network] = chain
         try:
             yield
         finally:
@@ -81,23 +97,55 @@ class Guidance(Defense, ABC):
                 _chains.pop(network, None)
 
 
+@dataclass(slots=True)
+class _Link:
+    """A guidance that is on, with what it knows and remembers."""
+
+    guidance: Guidance
+    memory: dict[str, Any] = field(default_factory=dict)
+    known: Any = None
+    ready: bool = False
+    asked: list[str] = field(default_factory=list)
+    """Names of the rows that it wants of the call in hand."""
+
+    def overrides(self, name: str) -> bool:
+        return getattr(type(self.guidance), name) is not getattr(Guidance, name)
+
+    def at(self, step: Step) -> Step:
+        """The step as the guidance sees it."""
+        if not self.ready:
+            with torch.no_grad():
+                self.known, self.ready = self.guidance.prepare(step.family), True
+        step.known, step.memory = self.known, self.memory
+        return step
+
+
 @dataclass(eq=False)
 class _Chain:
     """The guidances that are on for one denoiser, and what the hooks carry from before a call to after it."""
 
     family: Family
-    links: list[tuple[Guidance, dict[str, Any]]] = field(default_factory=list)
+    links: list[_Link] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     step: Step | None = None
+    first: int = 0
+    """Place in the schedule of the picture's first step."""
     index: int = -1
-    names: list[list[str]] = field(default_factory=list)
+    """Place in the schedule of the step in hand."""
     passing: bool = False
     """The call in hand is a further one of the same step, for another row than the prompt's."""
     last: tuple[Tensor, Tensor] | None = None
     """Latents and timestep of the call before."""
 
+    def __post_init__(self) -> None:
+        self.heard, self.carried = Heard(self.family), Carried(self._advanced)
+        self.crossing = Crossing(self.family, self._attended)
+
     def enter(self, guidance: Guidance) -> None:
-        self.links.append((guidance, {}))
+        link = _Link(guidance)
+        if link.overrides("attend"):
+            self.crossing.hook()
+        self.links.append(link)
         if not self.handles:
             network = self.family.denoiser
             self.handles = [
@@ -105,44 +153,55 @@ class _Chain:
                 network.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
                 network.register_forward_hook(self.after, with_kwargs=True),
             ]
+            self.heard.hook()
 
     def leave(self, guidance: Guidance) -> None:
-        at = max(i for i, (link, _) in enumerate(self.links) if link is guidance)
+        at = max(i for i, link in enumerate(self.links) if link.guidance is guidance)
         del self.links[at]
+        if not any(link.overrides("attend") for link in self.links):
+            self.crossing.unhook()
+        if not any(link.overrides("after") for link in self.links):
+            self.carried.unhook()
         if not self.links:
+            self.heard.unhook()
             for handle in self.handles:
                 handle.remove()
             self.handles = []
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Add the rows that the guidances want to the call."""
-        family, pipe = self.family, self.family.pipe
+        family = self.family
         call = family.take(args, kwargs)
         if kwargs.get("return_dict") is False and (kwargs.get("skip_layers") or self._again(call)):
             self.passing = True  # FLUX's negative prompt, SD 3's skipped layers
             return args, kwargs
         # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
-        guided = kwargs.get("return_dict") is False and getattr(pipe, "do_classifier_free_guidance", False)
-        scale = float(pipe.guidance_scale) if guided else 1.0
-        B = len(call.latents) // 2 if guided else len(call.latents)
-        index, count = self._position(call.timestep)
-        if index <= self.index:  # no step follows itself or a later one: another picture has begun
-            for _, memory in self.links:
-                memory.clear()
-        self.index = index
-        text, null = call.text[slice(-B, None)], call.latents[:B] if guided else None
-        self.step = Step(index, count, scale, call.latents[-B:], text, None, null, {})
+        step = self.step = self._step(call, piped=kwargs.get("return_dict") is False)
+        B = len(step.prompt.states)
+        own = {"null": call.text[slice(0, B)]} if step.guided else {}
+        own["text"] = step.prompt
         added: list[Text] = []
-        self.names = []
-        for guidance, memory in self.links:
-            self.step.memory = memory
-            wanted = dict(guidance.rows(self.step))
-            if (own := wanted.pop("text", None)) is not None:
-                own = replace(own, extra={**text.extra, **own.extra})
-                call = replace(call, text=Text.cat([call.text[slice(0, -B)], own]))
-            self.names.append(list(wanted))
-            added += wanted.values()
-        return (), family.give(call.more(added, family.shared) if added else call)
+        moved: list[tuple[int, Tensor]] = []
+        for link in self.links:
+            wanted = dict(link.guidance.rows(link.at(step)))
+            for name in own.keys() & wanted.keys():
+                text = wanted.pop(name)
+                assert isinstance(text, Text)  # the pipeline's own rows are for its own latents
+                own[name] = replace(text, extra={**own[name].extra, **text.extra})
+            link.asked = list(wanted)
+            for row in wanted.values():
+                text, latents = row if isinstance(row, tuple) else (row, None)
+                if latents is not None:
+                    moved.append((len(call.latents) + B * len(added), latents))
+                added.append(text)
+        if any(link.overrides("after") for link in self.links):
+            self.carried.hook(family.pipe.scheduler)
+        call = replace(call, text=Text.cat(list(own.values())))
+        if added:
+            call = call.more(added, family.shared)
+        for at, latents in moved:
+            call.latents[at : at + B] = latents
+        return (), family.give(call)
 
     def after(self, network: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Let each guidance steer the prompt's prediction, and give the pipeline as many rows as it asked for."""
@@ -150,20 +209,53 @@ class _Chain:
             self.passing = False
             return output
         step = self.step
-        if step is None:
-            raise DoesNotFit("the denoiser answered a call that the guidances did not see")
-        predicted: Tensor = output[0]
-        B = len(step.prompt.states)
-        head = 2 * B if step.null is not None else B
-        parts = list(predicted[head:].split(B))
-        step.null = predicted[:B] if step.null is not None else None
-        step.text = predicted[head - B : head]
-        for (guidance, memory), names in zip(self.links, self.names, strict=True):
-            step.memory = memory
-            step.text = guidance.steer(step, {name: parts.pop(0) for name in names})
-        self.step = None
-        steered = step.text if step.null is None else torch.cat([step.null, step.text])
+        assert step is not None  # made before the call
+        parts = list(output[0].split(len(step.prompt.states)))
+        step.null = parts.pop(0) if step.guided else None
+        step.text = steered = parts.pop(0)
+        for link in self.links:
+            step.text = steered = link.guidance.steer(link.at(step), {name: parts.pop(0) for name in link.asked})
+        if step.null is not None:
+            steered = torch.cat([step.null, steered])
         return (steered,) if isinstance(output, tuple) else type(output)(sample=steered)
+
+    def _step(self, call: Call, piped: bool) -> Step:
+        """The step that a call is for; at a picture's first one all memories are emptied."""
+        pipe = self.family.pipe
+        guided = piped and bool(getattr(pipe, "do_classifier_free_guidance", False))
+        B = len(call.latents) // 2 if guided else len(call.latents)
+        index, count = self._position(call.timestep)
+        if index <= self.index:  # no step follows itself or a later one: another picture has begun
+            for link in self.links:
+                link.memory.clear()
+        if index <= self.index or self.step is None:
+            self.first = index if piped else 0  # a direct call has no first step
+        self.index = index
+        if piped and getattr(pipe, "clip_skip", None):
+            raise DoesNotFit("guidances read the text encoder's last layer: call the pipeline without clip_skip")
+        timestep = call.timestep.flatten()[0]
+        return Step(
+            self.family, index - self.first, count - self.first, float(pipe.guidance_scale) if guided else 1.0, guided,
+            call.latents[-B:], timestep, call.text[slice(-B, None)], self.heard,
+        )  # fmt: skip
+
+    def _attended(self, layer: str, attention: nn.Module, query: Tensor) -> tuple[slice, Tensor] | None:
+        """The prompt's rows in a call, and what the guidances add to their cross-attention."""
+        step = self.step
+        if step is None or self.passing:
+            return None
+        B = len(step.prompt.states)
+        rows = slice(B, 2 * B) if step.guided else slice(0, B)
+        found = (link.guidance.attend(link.at(step), layer, attention, query[rows]) for link in self.links)
+        added = [one for one in found if one is not None]
+        return (rows, torch.stack(added).sum(dim=0)) if added else None
+
+    def _advanced(self, sample: Tensor, latents: Tensor, advance: Advance) -> Tensor:
+        """The latents after the scheduler's step, as the guidances carry them on."""
+        for link in self.links:
+            if self.step is not None:
+                latents = link.guidance.after(link.at(self.step), sample, latents, advance)
+        return latents
 
     def _again(self, call: Call) -> bool:
         now, before = (call.latents, call.timestep), self.last

@@ -160,6 +160,10 @@ class Family(ABC):
     def crossing(self) -> dict[str, nn.Module]:
         """The attention layers in which pictures meet text, by their path."""
 
+    def cross_attention(self) -> dict[str, nn.Module]:
+        """As `crossing`, where attention is to the text alone. Raises DoesNotFit where text and picture share one."""
+        return self.crossing()
+
     @abstractmethod
     def encode_tokens(self, read: Sequence[Tokens]) -> Text:
         """Encode what each encoder reads, as the pipeline itself would; keeps gradients."""

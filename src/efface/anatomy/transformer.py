@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from efface.anatomy.family import Call, Family, Kind, Reader, Text, linear
+from efface.errors import DoesNotFit
 
 
 class Transformer(Family):
@@ -34,6 +35,13 @@ class Transformer(Family):
         """Every joint attention: text and picture stand in one sequence."""
         named = self.denoiser.named_modules()
         return {f"{self.part}.{name}": module for name, module in named if name.endswith(".attn")}
+
+    def cross_attention(self) -> dict[str, nn.Module]:
+        """Raises DoesNotFit: there is none."""
+        raise DoesNotFit(
+            f"{self.title}: here text and picture are rows of one attention and share its softmax; no layer's "
+            "attention is to the text alone"
+        )
 
     def take(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`transformer(hidden_states, encoder_hidden_states, pooled_projections, timestep, ...)`"""

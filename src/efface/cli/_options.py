@@ -10,7 +10,7 @@ import typer
 
 from efface import catalog
 from efface.cli import _screen
-from efface.errors import BadInput
+from efface.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -93,7 +93,7 @@ def patch(text: str) -> Any:
 
 
 def guidance(text: str) -> Any:
-    """NAME:CONCEPT[:FIELD=V,...]"""
+    """NAME:CONCEPT[:FIELD=V,...], where preset=NAME gives the values of fields that are not given."""
     from efface import concepts
 
     name, _, rest = text.partition(":")
@@ -101,7 +101,14 @@ def guidance(text: str) -> Any:
     about, _, fields = rest.partition(":")
     if not about:
         raise BadInput(f"--guide {text}: expected NAME:CONCEPT, such as {name}:cigarette")
-    return catalog.load("guide", name)(concept=concepts.find(about), **catalog.settings(info, _assigned(text, fields)))
+    given = _assigned(text, fields)
+    preset = given.pop("preset", None)
+    if preset is not None and preset not in info.presets:
+        raise UnknownName(f"{name} preset", preset, info.presets)
+    settings = catalog.settings(info, given)
+    if preset is not None:
+        settings = {**catalog.presets("guide", name)[preset], **settings}
+    return catalog.load("guide", name)(concept=concepts.find(about), **settings)
 
 
 def guard(text: str) -> Guard:

@@ -101,12 +101,7 @@ def watched(family: Family) -> Iterator[Columns]:
     Backward belongs inside too: with gradient checkpointing it calls the layers again. Works with every kind of
     attention that computes its queries and keys by `to_q` and `to_k`, fused or sliced; raises DoesNotFit for others.
     """
-    if family.part != "unet":
-        raise DoesNotFit(
-            f"{family.title}: here text and picture are rows of one attention and share its softmax; no layer's "
-            "attention is to the text alone"
-        )
-    layers = family.crossing()
+    layers = family.cross_attention()
     watch = Columns(tuple(layers))
     with ExitStack() as hooks:
         for path, layer in layers.items():
