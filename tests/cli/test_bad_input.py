@@ -102,6 +102,12 @@ CASES = {
     "unknown list": ("list methods", "unknown list"),
     "unknown detector": ("screen hi --guard block", "unknown detect method"),
     "unknown guidance": ("generate hi --guide slt:cigarette", "unknown guide method"),
+    "sheet without a guidance": ("generate hi --sheet", "one prompt at several strengths of each --guide"),
+    "sheet of two prompts": ("generate hi ho --guide negative:beer --sheet", "got 2 prompts and 1 guidances"),
+    "SLD that would do nothing": ("generate hi --guide sld:beer:guidance_scale=1", "must be finite and above 1"),
+    "concept longer than the window": (
+        "generate hi --model {model} --steps 1 --guide sld:unsafe", 'SLD: the prompts of concept "unsafe" together'
+    ),
     "threshold out of range": ("screen hi --guard blocklist:50", "did you mean 0.5?"),
     "threshold no number": ("screen hi --guard blocklist:high", "must be a number from 0 to 1"),
     "guard without a threshold": ("screen hi.png --guard clip_zero_shot", "no such picture file"),

@@ -78,6 +78,44 @@ def test_generate_exits_with_3_and_draws_the_rest_when_a_guard_refuses(efface: R
     assert [path.name for path in Path("out/samples").iterdir()] == ["0001.png"]
 
 
+def test_generate_draws_a_sheet_of_each_guidance_at_five_strengths(efface: Run, model: Path) -> None:
+    common = ("generate", "a dog", "--model", model, "--steps", 2, "--seed", 5, "--json")
+    first, second = "sld:nudity:preset=max", "negative:church:strength=0.5"
+    drawn = json.loads(efface(*common, "--guide", first, "--guide", second, "--sheet", "-o", "sheet").out)
+    card = json.loads(Path("sheet/card.json").read_text())
+    assert [row["guidance"].split("(")[0] for row in card["sheet"]] == ["SLD", "Negative"]
+    assert [row["strengths"] for row in card["sheet"]] == [[0.0, 0.25, 0.5, 0.75, 1.0]] * 2
+    assert drawn == [*card["samples"], *(picture for row in card["sheet"] for picture in row["pictures"])]
+    pictures = [
+        {cell["strength"]: Image.open(f"sheet/{cell['file']}") for cell in row["pictures"]} for row in card["sheet"]
+    ]
+    assert [len({one.tobytes() for one in row.values()}) for row in pictures] == [5, 5]
+    for number, (picture, guides) in enumerate(
+        (
+            (pictures[0][0.0], ("--guide", second)),  # the other guidance stays as given
+            (pictures[1][0.0], ("--guide", first)),
+            (pictures[0][0.75], ("--guide", f"{first},strength=0.75", "--guide", second)),
+            (pictures[0][1.0], ("--guide", first, "--guide", second)),
+            (pictures[1][0.5], ("--guide", first, "--guide", second)),
+        )
+    ):
+        efface(*common, *guides, "-o", f"alone-{number}")
+        assert Image.open(f"alone-{number}/samples/0000.png").tobytes() == picture.tobytes()
+    assert pictures[0][0.25].info == {"prompt": "a dog", "seed": "5"}
+    sheet = Image.open("sheet/sheet.png")
+    side = pictures[0][0.0].width * (256 // pictures[0][0.0].width)
+    assert sheet.width > 5 * side and sheet.height > 2 * side
+    last = sheet.crop((sheet.width - 12 - side, sheet.height - 12 - side, sheet.width - 12, sheet.height - 12))
+    assert last.tobytes() == pictures[1][1.0].resize((side, side), Image.Resampling.NEAREST).tobytes()
+
+
+def test_a_sheet_says_where_a_guard_refused(efface: Run, model: Path) -> None:
+    result = efface("generate", "a dog", "--guide", "negative:nudity", "--guard", "blocklist:phrases=dog", "--sheet",
+                    "--model", model, "--steps", 1, "-o", "out")  # fmt: skip
+    assert result.code == 3 and "0 drawn, 6 refused" in result.out
+    assert sorted(path.name for path in Path("out").iterdir()) == ["card.json", "command.txt", "sheet.png"]
+
+
 def test_screen_judges_prompts(efface: Run) -> None:
     assert efface("screen", "a dog", "--guard", "blocklist").code == 0
     refused = efface("screen", "a dog", "two GUNS", "a gun", "--guard", "blocklist", "--json")

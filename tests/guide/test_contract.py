@@ -18,7 +18,9 @@ from efface.core import Concept
 from efface.errors import BadInput
 from efface.steer import Guidance, Step
 
-ON: Mapping[str, Mapping[str, Any]] = {}
+ON: Mapping[str, Mapping[str, Any]] = {
+    "SLD": {"warmup_steps": 0},
+}
 CONCEPT = Concept(
     "cigarette", ("a cigarette",), anchor="a flower",
     pairs=(("a dog with a cigarette", "a dog with a flower"), ("a cigarette", "a flower"), ("nudity", "art")),

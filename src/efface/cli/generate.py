@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ def run(
     negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also draw the prompt at five strengths of each --guide.")
+    ] = False,
     seed: _options.Seed = 0,
     out: _options.Folder = Path("pictures"),
     model: _options.Model = "picto",
@@ -32,12 +35,20 @@ def run(
     config: _options.Config = None,
     as_json: _options.Json = False,
 ) -> int:
-    """Draw prompts; prompt i with seed + i. Exits with 3 if a guard refused any."""
+    """Draw prompts; prompt i with seed + i. Exits with 3 if a guard refused any.
+
+    --sheet: sheet.png shows one prompt with each guidance off, at 0.25, 0.5, 0.75 and at full strength.
+    """
     wanted = [*(prompts or ()), *_lines(file)]
     if not wanted:
         raise BadInput("no prompts: give at least one, or a file that holds some (--prompts)")
     if any(not prompt.strip() for prompt in prompts or ()):
         raise BadInput("an empty prompt was given: write what to draw")
+    if sheet and (len(wanted) != 1 or not guide):
+        raise BadInput(
+            f"--sheet draws one prompt at several strengths of each --guide: got {len(wanted)} prompts and "
+            f"{len(guide or ())} guidances"
+        )
     defenses = _options.defenses(patch, guide, guard)
     pipe = _options.pipeline(model, device, dtype, variant, config)
     from efface.bench import store
@@ -50,14 +61,24 @@ def run(
     samples = Protected(pipe, tuple(defenses))(requests, **settings)
     rows = [run.keep(sample) for sample in samples]
     run.write("command.txt", shlex.join(["efface", *sys.argv[1:]]) + "\n")
-    card = {"model": model, "defenses": [repr(d) for d in defenses], "settings": settings, "samples": rows}
+    card: dict[str, Any] = {
+        "model": model, "defenses": [repr(d) for d in defenses], "settings": settings, "samples": [*rows]
+    }  # fmt: skip
+    if sheet:
+        from efface.cli import _sheet
+
+        drawn = _sheet.draw(pipe, defenses, samples[0], settings)
+        card["sheet"] = _sheet.keep(run, drawn)
+        rows += [picture for row in card["sheet"] for picture in row["pictures"]]
+        samples = [*samples, *(sample for row in drawn for sample in row.samples)]
     run.write("card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     refused = [sample for sample in samples if sample.image is None]
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        for sample in refused:
-            _screen.out.print(f"refused: {sample.request.words}  ({_screen.reason(sample.verdicts)})", highlight=False)
+        lines = (f"refused: {sample.request.words}  ({_screen.reason(sample.verdicts)})" for sample in refused)
+        for line in dict.fromkeys(lines):  # a sheet's pictures have one prompt
+            _screen.out.print(line, highlight=False)
         _screen.out.print(f"{run.path}: {len(samples) - len(refused)} drawn, {len(refused)} refused")
     return 3 if refused else 0
 
