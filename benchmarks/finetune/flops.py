@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 HERE = Path(__file__).parent
 STEPS = 50
 """Of a whole rollout."""
+DRAWS, DUO_STEPS = 16, 1000
+"""DUO's `draws`, whose reference predictions are kept, and the steps that use them."""
 
 
 def counted(work: Any) -> float:
@@ -85,8 +87,8 @@ def rows(u: dict[str, float]) -> list[dict[str, Any]]:
         "DUO": (
             2 * u["encode"] + 3 * F + 3 * u["lora"],
             3 * F + 3 * u["lora"],
-            2 * u["lora"] + (F + u["lora"]) / 4,
-            "latents cached; the prior's row in every fourth step; reference draws of a cache",
+            2.25 * u["lora"] + DRAWS * 2.25 * F / DUO_STEPS,
+            f"latents cached; one keeping row for four pairs; the reference sees {DRAWS} batches in {DUO_STEPS} steps",
         ),
         "Forget-Me-Not": (u["encode"] + u["full"], u["full"], u["cross"], "latents cached; cross-attention alone"),
     }

@@ -51,6 +51,11 @@ class Clip:
         return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 
     @property
+    def components(self) -> dict[str, Any]:
+        """The network under the name that patches of it use: `patch.only("clip").on(clip)`."""
+        return {"clip": self.model}
+
+    @property
     def scale(self) -> float:
         """The trained factor of similarities before a softmax."""
         return float(self.model.logit_scale.exp())

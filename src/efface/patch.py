@@ -108,6 +108,17 @@ class Patch(Defense):
         for path, delta in self.deltas.items():
             stack.change(*anatomy.place(pipe, path), delta)
 
+    def only(self, part: str) -> Patch:
+        """What changes one component, such as "text_encoder", or "clip" of a patch that also has the CLIP beside it.
+
+        Raises BadInput, with the components that it changes, where that is not one of them.
+        """
+        found = {path: delta for path, delta in self.deltas.items() if path.split(".")[0] == part}
+        if not found:
+            parts = ", ".join(sorted({path.split(".")[0] for path in self.deltas}))
+            raise BadInput(f'{self!r} changes nothing of "{part}"; it changes {parts}')
+        return Patch(found, {**self.card, "part": part})
+
     @property
     def _of_texts(self) -> dict[str, Delta]:
         return {path: delta for path, delta in self.deltas.items() if path.startswith(text_map.PREFIX)}

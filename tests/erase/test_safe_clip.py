@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel
@@ -193,11 +194,28 @@ def test_the_adapters_stand_where_the_code_has_them(matched: Any, clip_folder: P
     assert (SafeCLIP().rank, SafeCLIP().alpha, SafeCLIP().dropout, SafeCLIP().learning_rate) == (16, 1.0, 0.1, 1e-3)
 
 
+def test_a_patch_with_the_image_tower_is_for_the_pipeline_and_for_its_clip(matched: Any, clip_folder: Path) -> None:
+    patch, clip = short(clip_folder, vision=True).fit(matched, CIGARETTE), Clip.load(clip_folder)
+    picture = Image.new("RGB", (32, 32), "red")
+    texts, pictures = clip.text(["a cigarette"]), clip.image([picture])
+    with pytest.raises(DoesNotFit, match="no such parameter"), patch.on(matched):
+        pass
+    with patch.only("text_encoder").on(matched), patch.only("clip").on(clip):
+        assert not torch.equal(clip.text(["a cigarette"]), texts)
+        assert not torch.equal(clip.image([picture]), pictures)
+        layer = "encoder.layers.0.self_attn.k_proj.weight"
+        encoder: Any = matched.text_encoder
+        assert torch.equal(encoder.get_parameter(layer), clip.model.get_parameter(f"text_model.{layer}"))
+    assert torch.equal(clip.text(["a cigarette"]), texts)
+    with pytest.raises(BadInput, match='nothing of "unet"; it changes clip, text_encoder'):
+        patch.only("unet")
+
+
 def test_the_text_tower_is_the_same_bit_for_bit_with_and_without_the_image_tower(
     matched: Any, clip_folder: Path
 ) -> None:
     text, both = (short(clip_folder, vision=on).fit(matched, CIGARETTE) for on in (False, True))
-    assert equal(text, Patch({p: d for p, d in both.deltas.items() if p.startswith("text_encoder.")}))
+    assert equal(text, both.only("text_encoder"))
     assert text.card["losses"] == "text safe, text unsafe, text-image safe, text-image unsafe"
     assert both.card["losses"] == ", ".join(TERMS)
     as_clip = {p.replace("clip.text_model.", "text_encoder."): d for p, d in both.deltas.items() if "text_model" in p}

@@ -17,7 +17,7 @@ from torch import Tensor
 from efface import anatomy, cache
 from efface.anatomy import Kind, Span
 from efface.core import Concept
-from efface.errors import BadInput
+from efface.erase import _given
 from efface.progress import track
 from efface.tokens import Padding
 
@@ -62,8 +62,7 @@ class Words:
     @staticmethod
     def of(pipe: Pipe, concepts: Sequence[Concept], templates: Sequence[str] = (), empty: bool = True) -> Words:
         """The words of some concepts. `templates` ask for a concept in further ways; `empty` keeps the empty prompt."""
-        if not concepts:
-            raise BadInput("nothing to erase: give at least one concept")
+        _given.checked(pipe, concepts)
         edits: dict[tuple[str, str], None] = {}
         for concept in concepts:
             for prompt in (form.format(asked) for asked in concept.asked for form in ("{}", *templates)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from efface import anatomy, tokens
+from efface import tokens
 from efface.anatomy import Family, Text
 from efface.core import Concept, Eraser
-from efface.erase import _made
+from efface.erase import _given, _made
 from efface.erase._finetune import Recipe, Training
 from efface.erase._rollout import Point, nothing, rolled
 from efface.erase._select import Which, weights
@@ -81,8 +80,8 @@ class ESD(Eraser):
         damaged model or a loss that is not a number, DoesNotFit for a model without such weights.
         """
         begun = time.perf_counter()
-        self._check(concepts)
-        family = anatomy.of(pipe)
+        self._check()
+        family = _given.checked(pipe, concepts)
         paths = weights(family, self.train)
         with still(pipe), torch.no_grad():
             null = nothing(family)
@@ -118,10 +117,8 @@ class ESD(Eraser):
             training.run(losses)
         return _made.patch(training, about, begun)
 
-    def _check(self, concepts: Sequence[Concept]) -> None:
+    def _check(self) -> None:
         """Raise BadInput for what cannot be trained."""
-        if not concepts:
-            raise BadInput("nothing to erase: give at least one concept")
         if not 1 <= self.points <= self.sampling_steps:
             raise BadInput(f"points must be 1 to sampling_steps ({self.sampling_steps}), got {self.points}")
         if not 0 <= self.eta < math.inf:

@@ -19,7 +19,7 @@ from efface import anatomy, tokens
 from efface.anatomy import Family
 from efface.clip import Clip
 from efface.core import Concept, Eraser
-from efface.erase import _made
+from efface.erase import _given, _made
 from efface.erase._finetune import Recipe, Training
 from efface.erase._quadruplets import Quadruplets, Towers, drawn, halves, made, read
 from efface.erase._student import Adapters, Student, still
@@ -74,7 +74,8 @@ class SafeCLIP(Eraser):
     pictures: bool = True
     """Draw the pictures where `data` has none. False: then the two terms without pictures."""
     vision: bool = False
-    """Also train the image tower; the patch then has the whole CLIP too, as clip.*, which fits no pipeline."""
+    """Also train the image tower; the patch then has the whole CLIP too, as clip.*: `only("text_encoder")` is for the
+    pipeline, `only("clip")` for a `Clip`."""
     epochs: int = 50
     """Passes over the quadruplets (code: at most 50, stopped early by its validation)."""
     batch: int = 16
@@ -138,8 +139,6 @@ class SafeCLIP(Eraser):
 
     def _checked(self, pipe: Pipe, concepts: Sequence[Concept]) -> Family:
         """The pipeline's anatomy, once the settings and the model are known to be sound."""
-        if not concepts:
-            raise BadInput("nothing to erase: give at least one concept")
         for name in ("epochs", "batch", "accumulate", "rank", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -147,7 +146,7 @@ class SafeCLIP(Eraser):
             raise BadInput(f"dropout must be in 0..1, 1 excluded, got {self.dropout}")
         if len(self.weights) != len(TERMS) or min(self.weights) < 0 or not sum(self.weights):
             raise BadInput(f"weights must be {len(TERMS)} numbers, none below 0 and not all 0, got {self.weights}")
-        family = anatomy.of(pipe)
+        family = _given.checked(pipe, concepts)
         if len(family.encoders) > 1:
             raise DoesNotFit(
                 f"{family.title} has {len(family.encoders)} text encoders: Safe-CLIP tunes one CLIP, and the others "

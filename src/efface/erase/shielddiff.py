@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from efface import anatomy
 from efface.anatomy import Family, Text
 from efface.clip import Clip
 from efface.core import Concept, Detector, Eraser
-from efface.erase import _made, _policy
+from efface.erase import _given, _made, _policy
 from efface.erase._finetune import Recipe, Training
 from efface.erase._reward import Ask, asked, judge_of, rewards, some
 from efface.erase._rollout import nothing
@@ -133,9 +132,7 @@ class ShieldDiff(Eraser):
         prompt are named) or the model draws no numbers, BadInput for settings that make no sense.
         """
         begun = time.perf_counter()
-        if not concepts:
-            raise BadInput("nothing to erase: give at least one concept")
-        family = anatomy.of(pipe)
+        family = _given.checked(pipe, concepts)
         steps = _policy.steps_of(family, self.sampling_steps, self.eta)
         unsafe, benign = asked(concepts)
         clip = Clip.load(self.clip, str(pipe.device))
