@@ -13,7 +13,7 @@ from efface.errors import DoesNotFit
 from efface.generate import Protected
 from efface.steer import Guidance, Step
 from tests import families
-from tests.test_steer import CONCEPT, encoded
+from tests.test_steer import CONCEPT, draw, encoded
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,25 @@ def test_the_words_are_found_where_prompts_repeat_and_have_negatives(pipe: Any) 
     Protected(pipe, (listener,))(requests, num_inference_steps=1)
     ((one,),) = listener.found
     assert ["dog" in text for text in one] == [True, False, True]
+
+
+@dataclass(frozen=True)
+class Talker(Listener):
+    """Encodes a good deal itself."""
+
+    def rows(self, step: Step) -> Mapping[str, Text]:
+        for word in ("cat", "flower", "art", "red", "nudity", "cigarette", "dog", "a cat", "a dog"):
+            step.family.encode([word])
+        return super().rows(step)
+
+
+def test_what_guidances_encode_pushes_no_prompt_out(pipe: Any) -> None:
+    first, second = Talker(), Talker()
+    with first.on(pipe), second.on(pipe):
+        for _ in range(2):
+            draw(pipe, *["a dog", "a cat"] * 4, steps=2)
+    assert len(first.found) == len(second.found) == 4
+    assert all("dog" in text[0] and "cat" in text[7] for (text,) in (*first.found, *second.found))
 
 
 def test_embeddings_have_no_words(pipe: Any) -> None:

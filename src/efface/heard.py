@@ -6,6 +6,8 @@ Legend: B prompts, L tokens.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ class Heard:
         self._family = family
         self._calls: list[deque[Tokens]] = []
         self._handles: list[Any] = []
+        self._deaf = False
 
     def hook(self) -> None:
         """Begin to listen."""
@@ -36,7 +39,7 @@ class Heard:
 
             def write(network: nn.Module, args: Any, kwargs: Any, calls: deque[Tokens] = calls, end: int = end) -> None:
                 ids = args[0] if args else kwargs.get("input_ids")
-                if isinstance(ids, Tensor):
+                if isinstance(ids, Tensor) and not self._deaf:
                     ended = (ids == end).int()
                     calls.append(Tokens(ids, (ended.cumsum(dim=1) - ended == 0).int()))
 
@@ -48,6 +51,15 @@ class Heard:
             handle.remove()
         self._handles, self._calls = [], []
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Inside: what is encoded is not the pipeline's, and not written down."""
+        before, self._deaf = self._deaf, True
+        try:
+            yield
+        finally:
+            self._deaf = before
+
     @torch.no_grad()
     def find(self, text: Text) -> tuple[Tokens, ...]:
         """What each encoder read of the B prompts of a text, found by encoding the last calls' ids again.
@@ -55,11 +67,11 @@ class Heard:
         Raises DoesNotFit where no call gave these states: the prompt came as embeddings, or was made in another way.
         """
         rows: dict[int, tuple[Tokens, ...]] = {}
-        readings = list(zip(*(tuple(calls) for calls in self._calls), strict=False))  # encoding adds calls
-        for reading in reversed(readings):
+        for reading in reversed(list(zip(*self._calls, strict=False))):
             if len({len(one.ids) for one in reading}) > 1:
                 continue
-            again = self._family.encode_tokens(reading).states.to(text.states)
+            with self.deaf():
+                again = self._family.encode_tokens(reading).states.to(text.states)
             for row, states in enumerate(text.states):
                 at = _same(states, again)
                 if at is not None and row not in rows:

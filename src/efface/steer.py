@@ -183,7 +183,8 @@ class _Chain:
         added: list[Text] = []
         moved: list[tuple[int, Tensor]] = []
         for link in self.links:
-            wanted = dict(link.guidance.rows(link.at(step)))
+            with self.heard.deaf():
+                wanted = dict(link.guidance.rows(link.at(step)))
             for name in own.keys() & wanted.keys():
                 text = wanted.pop(name)
                 assert isinstance(text, Text)  # the pipeline's own rows are for its own latents
