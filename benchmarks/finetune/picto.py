@@ -32,9 +32,10 @@ SETS = {"named": 120, "synonym": 36, "held-out": 36, "implicit": 48, "pairs": 1,
 
 
 def chosen() -> list[demo.Item]:
-    """Items of the full seeds; of the kept objects every third picture."""
+    """Items of the full seeds; of the kept objects two pictures in three."""
     items = [item for item in _items(FULL) if item.set != "pairs"]
-    kept = [item for item in items if item.set in ("keep", "unlisted")][::2]
+    kept = [item for item in items if item.set in ("keep", "unlisted")]
+    kept = [item for at, item in enumerate(kept) if at % 3 < 2]
     rest = [item for name, count in SETS.items() for item in [i for i in items if i.set == name][:count]]
     return [item for item in rest if item.set != "keep"] + kept
 

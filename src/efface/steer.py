@@ -178,8 +178,7 @@ class _Chain:
         # Only pipelines ask for a tuple. A direct call's rows are all prompts, however the last picture was guided.
         step = self.step = self._step(call, piped=kwargs.get("return_dict") is False)
         B = len(step.prompt.states)
-        own = {"null": call.text[slice(0, B)]} if step.guided else {}
-        own["text"] = step.prompt
+        own = {"text": step.prompt} if step.nothing is None else {"null": step.nothing, "text": step.prompt}
         added: list[Text] = []
         moved: list[tuple[int, Tensor]] = []
         for link in self.links:
@@ -237,7 +236,8 @@ class _Chain:
         timestep = call.timestep.flatten()[0]
         return Step(
             self.family, index - self.first, count - self.first, float(pipe.guidance_scale) if guided else 1.0, guided,
-            call.latents[-B:], timestep, call.text[slice(-B, None)], self.heard,
+            call.latents[-B:], timestep, call.text[slice(-B, None)], call.text[slice(0, B)] if guided else None,
+            self.heard,
         )  # fmt: skip
 
     def _attended(self, layer: str, attention: nn.Module, query: Tensor) -> tuple[slice, Tensor] | None:

@@ -35,6 +35,8 @@ class Step:
     """(), in the scheduler's units."""
     prompt: Text
     """The prompts' text, B rows."""
+    nothing: Text | None
+    """The text of the row without a prompt, or of the negative prompts, B rows; None where there is none."""
     heard: Heard
     text: Tensor | None = None
     """(B, C, h, w): the prediction for the prompt, as steered so far; None while rows are asked for."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from efface import anatomy
 from efface.core import Concept
 from efface.erase import duo
+from efface.erase._exact import exact
 from efface.erase._pairs import Pairs
 from efface.erase._rollout import nothing
 from efface.erase._student import Adapters, still
@@ -25,6 +26,7 @@ from tests import families
 from tests.erase.test__pairs import Says, saved
 
 CIGARETTE = Concept("cigarette", anchor="flower")
+KEPT = replace(CIGARETTE, prompts=("a cigarette", "red cigarette"), keep=("a dog", "a cat"))
 SHORT = DUO(steps=2, batch=2, pairs=2, rank=4, alpha=4.0, sampling_steps=2)
 
 
@@ -37,20 +39,23 @@ def model(name: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
 class Bench:
     """The terms of a tiny model with pairs of random latents; closed by the test's end."""
 
-    def __init__(self, pipe: Any, method: DUO = SHORT, count: int = 4, moved: float = 0.0) -> None:
+    def __init__(
+        self, pipe: Any, method: DUO = SHORT, count: int = 4, moved: float = 0.0, concept: Concept = CIGARETTE
+    ) -> None:
         self.pipe, self.family = pipe, anatomy.of(pipe)
         dice = torch.Generator().manual_seed(0)
         channels = int(pipe.vae.config.latent_channels)
         unsafe, safe = (torch.randn(count, channels, 8, 8, generator=dice) for _ in range(2))
         unsafe[:, 0] += 2.0  # what the unsafe ones have in common
         self.pairs = Pairs(*(Moments(side, torch.zeros_like(side)) for side in (unsafe, safe)))
-        layers = duo._layers(self.family.denoiser)
+        layers = duo._layers(self.family.denoiser, method.prompted)
         self.student = Adapters(pipe, self.family.part, layers, method.rank, method.alpha, 0)
         for name, parameter in self.student.parameters.items():
             if name.endswith("lora_B"):
                 parameter.data.normal_(std=moved, generator=dice) if moved else None
         self.null = nothing(self.family)
-        self.terms = duo._Terms(method, self.family, self.student, self.pairs, self.null)
+        texts, asked = method._texts(self.family, concept)
+        self.terms = duo._Terms(method, self.family, self.student, self.pairs, texts, asked)
 
     def draw(self, seed: int = 0) -> duo._Draw:
         return self.terms.drawn(torch.Generator().manual_seed(seed))
@@ -70,12 +75,13 @@ class Bench:
 def rows(one: duo._Draw, pair: int) -> duo._Draw:
     """One pair of a batch of two, with its row of the keeping term."""
     at = torch.tensor([pair, 2 + pair, 4 + pair])
-    return duo._Draw(one.rows[at], one.timesteps[at], one.wanted[at[:2]], one.frozen[at])
+    return duo._Draw(one.rows[at], one.timesteps[at], one.prompts[at], one.wanted[at[:2]], one.frozen[at])
 
 
+@pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_p1_at_the_start_the_loss_is_ln_2_and_only_the_second_factor_learns(name: str) -> None:
-    bench = Bench(model(name))
+def test_p1_at_the_start_the_loss_is_ln_2_and_only_the_second_factor_learns(name: str, prompted: bool) -> None:
+    bench = Bench(model(name), replace(SHORT, prompted=prompted), concept=KEPT)
     one = bench.draw()
     with torch.no_grad():
         told = bench.told(one)
@@ -92,7 +98,7 @@ def test_p2_swapping_safe_and_unsafe_changes_the_loss_by_the_mean_difference() -
     bench = Bench(model(), replace(SHORT, beta=50.0, base_keep=1.0), moved=0.05)
     one = bench.draw()
     swap = torch.tensor([2, 3, 0, 1, 4, 5])
-    other = duo._Draw(one.rows[swap], one.timesteps[swap], one.wanted[swap[:4]], one.frozen[swap])
+    other = duo._Draw(one.rows[swap], one.timesteps[swap], one.prompts, one.wanted[swap[:4]], one.frozen[swap])
     with torch.no_grad(), bench.student.on():
         found = bench.pipe.unet(one.rows, one.timesteps, bench.null.states.expand(6, -1, -1)).sample
     noise = one.rows[4:]  # the keeping term's rows are the noise of the pairs
@@ -169,6 +175,47 @@ def test_p4_p5_p12_p13_a_pair_shares_noise_and_level_and_the_keeping_rows_are_no
         assert torch.equal(states, bench.null.states.expand_as(states))
 
 
+@pytest.mark.parametrize("keep", [("a dog", "a cat"), ()])
+def test_with_prompts_pairs_say_what_was_asked_for_and_safe_pictures_are_kept_under_kept_prompts(
+    keep: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spy on the denoiser. Pair i was drawn with prompt i modulo their number; a keeping row is the safe picture of
+    a pair at its level, with one of the kept prompts or none; without kept prompts with none."""
+    bench = Bench(model(), replace(SHORT, prompted=True), concept=replace(KEPT, keep=keep))
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    denoise = type(bench.family).denoise
+
+    def spy(self: Any, latents: Tensor, timestep: Any, text: Any) -> Tensor:
+        seen.append((latents, timestep, text.states))
+        return denoise(self, latents, timestep, text)
+
+    monkeypatch.setattr(type(bench.family), "denoise", spy)
+    for seed in range(20):
+        bench.told(bench.draw(seed))
+    asked = [bench.family.encode([prompt]).states[0] for prompt in KEPT.prompts]
+    others = {prompt: bench.family.encode([prompt]).states[0] for prompt in ("", *keep)}
+    found = set()
+    for latents, times, states in seen:
+        unsafe, safe, kept = latents.chunk(3)
+        assert torch.equal(kept, safe) and torch.equal(times[4:], times[2:4])
+        signal = bench.pipe.scheduler.alphas_cumprod[times[:2]].sqrt()[:, None, None, None]
+        differences = (safe - unsafe) / signal
+        for row in range(2):
+            known = bench.pairs.safe.mean - bench.pairs.unsafe.mean
+            pair = int((known - differences[row]).flatten(1).norm(dim=1).argmin())
+            assert torch.equal(states[row], asked[pair % 2]) and torch.equal(states[2 + row], asked[pair % 2])
+            found |= {prompt for prompt, state in others.items() if torch.equal(state, states[4 + row])}
+    assert found == others.keys()
+
+
+def test_with_prompts_the_pairs_are_of_the_ways_of_asking_and_attention_to_text_is_trained() -> None:
+    prompted, paired = replace(SHORT, prompted=True), replace(KEPT, pairs=(("a cigarette", "a dog"),))
+    assert SHORT._prompts(paired) == paired.pairs
+    assert prompted._prompts(paired) == (("a cigarette", "flower"), ("red cigarette", "flower"))
+    patch = prompted.fit(model(), paired)
+    assert len(patch.deltas) == 16 and all(".attn2." in path for path in patch.deltas)
+
+
 def test_p5_the_released_code_has_a_level_for_each_picture() -> None:
     many = replace(SHORT, batch=4, shared_timestep=False)
     times = Bench(model(), many).draw().timesteps
@@ -191,9 +238,9 @@ def test_p6_p9_after_training_the_model_without_the_adapter_is_the_one_that_was_
         untouched = pristine.unet(one.rows, one.timesteps, bench.null.states.expand(6, -1, -1)).sample
         flags = [parameter.requires_grad for parameter in pipe.unet.parameters()]
         with bench.student.on(), bench.student.off():
-            assert torch.equal(bench.terms._predicted(one.rows, one.timesteps), untouched)
+            assert torch.equal(bench.terms._predicted(one.rows, one.timesteps, one.prompts), untouched)
         with bench.student.on():
-            assert not torch.equal(bench.terms._predicted(one.rows, one.timesteps), untouched)
+            assert not torch.equal(bench.terms._predicted(one.rows, one.timesteps, one.prompts), untouched)
     assert [parameter.requires_grad for parameter in pipe.unet.parameters()] == flags
     assert torch.equal(one.frozen, untouched)
 
@@ -255,9 +302,10 @@ def test_p16_at_their_true_sizes() -> None:
         assert sum(32 * (layer.in_features + layer.out_features) for layer in found) == numbers
 
 
-def test_p17_reused_reference_draws_are_those_of_a_fresh_one() -> None:
+@pytest.mark.parametrize("prompted", [False, True])
+def test_p17_reused_reference_draws_are_those_of_a_fresh_one(prompted: bool) -> None:
     """Loss and every gradient."""
-    bench = Bench(model(), replace(SHORT, draws=3), moved=0.1)
+    bench = Bench(model(), replace(SHORT, draws=3, prompted=prompted), moved=0.1, concept=KEPT)
     for seed, kept in enumerate(bench.terms._kept):
         fresh = bench.draw(seed)
         assert torch.equal(kept.frozen, fresh.frozen) and torch.equal(kept.rows, fresh.rows)
@@ -287,8 +335,8 @@ def test_p30_in_a_half_precision_model_the_keeping_term_is_that_of_float32(dtype
     wide.unet.float()
     before = [parameter.data for parameter in pipe.unet.parameters()]
     values = []
-    for made, exact in ((wide, nullcontext()), (pipe, duo._exact(pipe.unet, True))):
-        with exact:
+    for made, precise in ((wide, nullcontext()), (pipe, exact(pipe.unet, True))):
+        with precise:
             made.text_encoder.float()
             bench = Bench(made, moved=1e-4)
             values.append(float(bench.told(bench.draw())["keep"].detach()))
@@ -307,11 +355,11 @@ def test_p31_the_patch_is_the_adapter_and_patches_are_summed() -> None:
     bench = Bench(pipe, moved=0.1)
     one = bench.draw()
     with torch.no_grad(), bench.student.on():
-        wanted = bench.terms._predicted(one.rows, one.timesteps)
+        wanted = bench.terms._predicted(one.rows, one.timesteps, one.prompts)
     deltas = bench.student.deltas({n: p.detach() for n, p in bench.student.parameters.items()})
     bench.student.close()
     with torch.no_grad(), duo.Patch(deltas).on(pipe):
-        found = bench.terms._predicted(one.rows, one.timesteps)
+        found = bench.terms._predicted(one.rows, one.timesteps, one.prompts)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     art = Concept("art", anchor="dog")
     method = replace(SHORT, base_learning_rate=1.0)

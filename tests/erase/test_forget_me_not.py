@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from efface import anatomy
 from efface.core import Concept
 from efface.erase._columns import indicator, positions, watched
 from efface.erase._finetune import _mixed
+from efface.erase._hold import ROWS
 from efface.erase.forget_me_not import PRESETS, ForgetMeNot
 from efface.errors import BadInput, DoesNotFit, EffaceError
 from tests.families import FAMILIES
@@ -144,6 +146,18 @@ def test_check_17_an_article_is_left_alone_and_the_end_marker_is_one() -> None:
     assert made(pooler=False)._read(family, "a cigarette").rows == (words + 1,)
 
 
+@pytest.mark.parametrize("pooler", [True, False])
+def test_padding_is_all_that_stands_behind_the_end_marker(pooler: bool, tmp_path: Path) -> None:
+    family = anatomy.of(tiny_pipeline())
+    plain = made(pooler=pooler)._read(family, "a cigarette").rows
+    end = made()._read(family, "a cigarette").rows[-1]
+    with_padding = made(pooler=pooler, padding=True)
+    assert with_padding._read(family, "a cigarette").rows == (*plain, *range(end + 1, WINDOW))
+    nameless = Concept("dog", images=folder(tmp_path, 1))
+    patch = replace(with_padding, inversion=4, inversion_steps=1).fit(tiny_pipeline(), nameless)
+    assert KEY in patch.deltas
+
+
 def test_check_18_prompts_of_unequal_length_train_in_one_batch() -> None:
     patch = made(batch=2, steps=1).fit(tiny_pipeline(), CIGARETTE, DOG)
     assert all(torch.isfinite(delta).all() for delta in patch.deltas.values())
@@ -168,10 +182,32 @@ def test_check_31_every_prompt_of_every_concept_takes_its_turn(monkeypatch: pyte
     assert seen[1:] == [made()._read(family, one).rows for one in asked]  # the first is the trial before training
 
 
-def test_check_14_gradient_checkpointing_gives_the_same_patch() -> None:
-    plain, spared = (made(checkpointing=on).fit(tiny_pipeline(), CIGARETTE) for on in (False, True))
+@pytest.mark.parametrize("hold", [0.0, 50.0])
+def test_check_14_gradient_checkpointing_gives_the_same_patch(hold: float) -> None:
+    concept = replace(CIGARETTE, keep=("dog",))
+    plain, spared = (made(checkpointing=on, hold=hold).fit(tiny_pipeline(), concept) for on in (False, True))
     assert plain.deltas.keys() == spared.deltas.keys()
     torch.testing.assert_close(plain.deltas[KEY], spared.deltas[KEY], atol=1e-7, rtol=1e-3)
+
+
+def test_nothing_is_held_unless_asked_for(tmp_path: Path) -> None:
+    """Ours. Held rows are in the lessons' call; the norm, the share and the first drift know nothing of them."""
+    logs, rows = [], list[int]()
+    for hold in (0.0, 50.0):
+        pipe, work = tiny_pipeline(), tmp_path / str(hold)
+        handle = pipe.unet.register_forward_pre_hook(
+            lambda _, args: rows.append(len(args[0])) if torch.is_grad_enabled() else None
+        )
+        concept = replace(CIGARETTE, keep=("dog", "rose"))
+        made(steps=3, batch=2, learning_rate=1e-2, hold=hold).fit(pipe, concept, work=work)
+        handle.remove()
+        logs.append(logged(work))
+    assert rows == [2] * 3 + [2 + ROWS] * 3
+    plain, held = logs
+    assert "drift" not in plain[0]
+    assert held[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-4)
+    assert held[0]["share"] == pytest.approx(plain[0]["share"], rel=1e-4)
+    assert held[0]["drift"] < 1e-10 < held[2]["drift"]
 
 
 def folder(tmp_path: Path, seed: int) -> str:
@@ -234,6 +270,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
         ({"sampling_steps": 0}, "rollout"),
         ({"steps": 0}, "steps"),
         ({"learning_rate": -1.0}, "learning_rate"),
+        ({"hold": 1.0}, 'concept "cigarette": hold needs prompts to keep'),
     ],
 )
 def test_bad_settings_are_one_clear_line(settings: dict[str, Any], message: str) -> None:

@@ -1,8 +1,10 @@
 """SDD: who draws, who is trained, towards what; the numbered checks are those of the method note."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from efface import Concept, anatomy
 from efface.erase import SDD, sdd
+from efface.erase._hold import ROWS
 from efface.erase._rollout import Point, nothing, rolled
 from efface.errors import BadInput, EffaceError
 from tests import families
@@ -238,10 +241,30 @@ def test_the_concept_comes_nearer_to_no_prompt() -> None:
     assert all(after[prompt].isfinite().all() for prompt in ("", "dog"))
 
 
+def test_nothing_is_held_unless_asked_for(tmp_path: Path) -> None:
+    """Ours. The first step's drift is none, and one call has the concept's row and the held ones."""
+    seen, logs = [], []
+    for hold in (0.0, 2.0):
+        work = tmp_path / str(hold)
+        with watched(pipe := families.sd1()) as calls:
+            patch = SDD(**SHORT, learning_rate=1e-2, hold=hold).fit(pipe, replace(CIGARETTE, keep=("dog",)), work=work)
+        seen.append(([call["rows"] for call in calls if call["grad"]], len(calls)))
+        logs.append([json.loads(line) for line in (work / "losses.jsonl").read_text().splitlines()])
+        assert patch.deltas
+    plain, held = seen
+    assert plain == ([1, 1], held[1] - SHORT["sampling_steps"])
+    assert held[0] == [1 + ROWS] * 2
+    assert "drift" not in logs[0][0]
+    first, second = logs[1]
+    assert first["drift"] < 1e-10 < second["drift"]
+    assert second["loss"] == pytest.approx(second["gap"] + 2.0 * second["drift"])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"points": 0}, "points must be"), ({"points": 5}, "points must be 1 to sampling_steps"),
-     ({"steps": 0}, "steps must be"), ({"sampling_steps": 2000, "points": 1}, "a rollout has 1 to 1000 steps")],
+     ({"steps": 0}, "steps must be"), ({"sampling_steps": 2000, "points": 1}, "a rollout has 1 to 1000 steps"),
+     ({"hold": 1.0}, 'concept "cigarette": hold needs prompts to keep')],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):

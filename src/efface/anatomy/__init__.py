@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from efface.anatomy.family import Call, Encoder, Family, Kind, Reader, Span, Text
+from efface.anatomy.fingerprint import fingerprint
 from efface.anatomy.flux import Flux
 from efface.anatomy.place import place, stored
 from efface.anatomy.stable_diffusion import StableDiffusion
@@ -19,7 +20,9 @@ from efface.errors import DoesNotFit
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
 
-__all__ = ["FAMILIES", "Call", "Encoder", "Family", "Kind", "Reader", "Span", "Text", "of", "place", "stored"]
+__all__ = [
+    "FAMILIES", "Call", "Encoder", "Family", "Kind", "Reader", "Span", "Text", "fingerprint", "of", "place", "stored",
+]  # fmt: skip
 
 FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 

@@ -15,7 +15,7 @@ from efface.errors import BadInput, UnknownName
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
 
-    from efface.core import Defense
+    from efface.core import Defense, Detector
     from efface.guard import Guard
 
 Model = Annotated[
@@ -35,7 +35,8 @@ Guides = Annotated[
     list[str] | None, typer.Option("--guide", metavar="NAME:CONCEPT[:FIELD=V,...]", help="A guidance; repeatable.")
 ]
 Guards = Annotated[
-    list[str] | None, typer.Option("--guard", metavar="DETECTOR[:THRESHOLD][:FIELD=V,...]", help="A guard; repeatable.")
+    list[str] | None,
+    typer.Option("--guard", metavar="DETECTOR[:THRESHOLD|:FILE.json][:FIELD=V,...]", help="A guard; repeatable."),
 ]
 
 
@@ -93,7 +94,8 @@ def patch(text: str) -> Any:
 
 
 def guidance(text: str) -> Any:
-    """NAME:CONCEPT[:FIELD=V,...], where preset=NAME gives the values of fields that are not given."""
+    """NAME:CONCEPT[:FIELD=V,...], where preset=NAME gives the values of fields that are not given, and
+    detector=NAME a detector with its defaults."""
     from efface import concepts
 
     name, _, rest = text.partition(":")
@@ -105,27 +107,43 @@ def guidance(text: str) -> Any:
     preset = given.pop("preset", None)
     if preset is not None and preset not in info.presets:
         raise UnknownName(f"{name} preset", preset, info.presets)
+    gate = given.pop("detector", None) if any(field.name == "detector" for field in info.fields) else None
     settings = catalog.settings(info, given)
+    if gate is not None:
+        settings["detector"] = catalog.load("detect", gate)()
     if preset is not None:
         settings = {**catalog.presets("guide", name)[preset], **settings}
     return catalog.load("guide", name)(concept=concepts.find(about), **settings)
 
 
 def guard(text: str) -> Guard:
-    """DETECTOR[:THRESHOLD][:FIELD=V,...]"""
+    """DETECTOR[:THRESHOLD][:FIELD=V,...]; the threshold is a number, or a file that `efface calibrate` wrote."""
     name, *parts = text.split(":", 2)
-    info = catalog.info("detect", name)
-    threshold: float | None = None
-    if parts and "=" not in parts[0]:
-        try:
-            threshold = float(parts[0])
-        except ValueError as error:
-            raise BadInput(f'--guard {text}: the threshold must be a number from 0 to 1, got "{parts[0]}"') from error
-        parts = parts[1:]
-    given = catalog.settings(info, _assigned(text, ":".join(parts)))
+    limit = parts.pop(0) if parts and "=" not in parts[0] else ""
+    judge = detector(":".join([name, *parts]))
     from efface.guard import Guard
 
-    return Guard(catalog.load("detect", name)(**given), threshold)
+    return Guard(judge, _threshold(text, limit, judge) if limit else None)
+
+
+def detector(text: str) -> Detector:
+    """DETECTOR[:FIELD=V,...]"""
+    name, _, fields = text.partition(":")
+    given = catalog.settings(catalog.info("detect", name), _assigned(text, fields))
+    return catalog.load("detect", name)(**given)
+
+
+def _threshold(text: str, limit: str, judge: Detector) -> float:
+    if limit.endswith(".json"):
+        from efface.detect import _calibration
+
+        return _calibration.read(limit, judge)
+    try:
+        return float(limit)
+    except ValueError as error:
+        raise BadInput(
+            f'--guard {text}: the threshold must be a number from 0 to 1, or a calibration.json, got "{limit}"'
+        ) from error
 
 
 def _assigned(whole: str, text: str) -> dict[str, str]:

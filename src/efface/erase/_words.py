@@ -182,18 +182,7 @@ class Words:
         return {prompt: found[prompt] for prompt in prompts}
 
     def _key(self, prompts: Sequence[str]) -> list[str]:
-        """All that the texts of the prompts depend on: weights, their use, ids, window and padding."""
-        key = []
-        for encoder in anatomy.of(self.pipe).encoders:
-            ids = encoder.tokenizer(list(prompts), truncation=True, max_length=encoder.window).input_ids
-            weights = (
-                anatomy.stored(module, name)
-                for module in encoder.network.modules()
-                for name, _ in module.named_parameters(recurse=False)
-            )
-            window = f"{encoder.window} {encoder.tokenizer.pad_token_id}"
-            key += [cache.digest(*weights), encoder.network.config.to_json_string(), window, repr(ids)]
-        return key
+        return anatomy.fingerprint(anatomy.of(self.pipe), prompts)
 
 
 def _aligned(a: Encoded, b: Encoded, which: Rows) -> Iterator[tuple[Tensor, Tensor]]:
