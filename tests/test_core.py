@@ -70,6 +70,12 @@ def test_worst_names_the_label() -> None:
     assert math.isnan(worst({})[1])
 
 
+def test_a_detector_has_no_thresholds_says_nothing_of_itself_and_reads_no_pipelines_text_unless_told(pipe: Any) -> None:
+    assert (Echo().fitted, Echo().limits, Echo().about, Echo().fits(pipe)) == (None, {}, {}, False)
+    with pytest.raises(NotImplementedError, match="Echo reads prompts"):
+        Echo().encoded(None, ["a dog"])  # type: ignore[arg-type]
+
+
 def test_a_defense_does_nothing_unless_told(pipe: Any) -> None:
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     with Nothing().on(pipe):

@@ -1,6 +1,8 @@
 """Protected: the stock pipeline without defenses, and an answer for every request with them."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,6 +31,23 @@ class Says(Detector):
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         return [{"cigarette": float("cigarette" in item)} for item in items]
+
+
+class ReadsStates(Says):
+    """Reads the text that a pipeline has computed."""
+
+    def __init__(self) -> None:
+        self.given: list[torch.Tensor] = []
+
+    def fits(self, pipe: Any) -> bool:
+        return True
+
+    def encoded(self, text: anatomy.Text, items: Sequence[str]) -> list[Mapping[str, float]]:
+        self.given.append(text.states)
+        return Says.scores(self, items)
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        raise AssertionError("would encode again")
 
 
 class Same(Detector):
@@ -62,6 +81,20 @@ def plain(pipe: Any, prompt: str, seed: int, **settings: Any) -> bytes:
     """The stock call's picture."""
     generator = torch.Generator().manual_seed(seed)
     return pipe(prompt, generator=generator, **{**FAST, **settings}).images[0].tobytes()
+
+
+@contextmanager
+def counted(pipe: Any) -> Iterator[dict[str, list[Any]]]:
+    """Inside: what the text encoder and the denoiser are given, call by call."""
+    calls: dict[str, list[Any]] = {"text_encoder": [], "unet": []}
+
+    def note(name: str) -> Any:
+        return lambda _, args, kwargs: calls[name].append((args, kwargs))
+
+    handles = [getattr(pipe, name).register_forward_pre_hook(note(name), with_kwargs=True) for name in calls]
+    yield calls
+    for handle in handles:
+        handle.remove()
 
 
 def strong_patch(pipe: Any) -> Patch:
@@ -247,3 +280,116 @@ def test_opened_lets_gradients_flow_with_the_patches_on(pipe: Any) -> None:
             patched = anatomy.of(pipe).denoise(latents, 500, text)
     torch.testing.assert_close(predicted.detach(), patched, atol=1e-5, rtol=0)
     assert (patched - stock).abs().max() > 1e-3
+
+
+# C4
+def test_a_refused_prompt_costs_one_text_encoding_and_no_denoising(pipe: Any) -> None:
+    with counted(pipe) as calls:
+        Protected(pipe, (Guard(Says()), Guard(ReadsStates())))(["a cigarette", "red cigarette"], **FAST)
+    assert [len(found) for found in calls.values()] == [1, 0]
+
+
+# C4
+def test_a_guard_that_fits_the_pipeline_adds_no_encoder_call_and_reads_what_the_denoiser_reads(pipe: Any) -> None:
+    detector = ReadsStates()
+    with counted(pipe) as stock:
+        Protected(pipe)(["a dog", "a cat"], **FAST)
+    with counted(pipe) as guarded:
+        Protected(pipe, (Guard(detector),))(["a dog", "a cat"], **FAST)
+    assert len(guarded["text_encoder"]) == len(stock["text_encoder"]) == 2  # the prompts, the negative ones
+    assert len(guarded["unet"]) == len(stock["unet"])
+    (states,) = detector.given
+    read = guarded["unet"][0][1]["encoder_hidden_states"]
+    assert torch.equal(read[-2:], states)
+
+
+def test_refused_prompts_leave_the_batch_and_the_others_are_drawn_together(pipe: Any) -> None:
+    with counted(pipe) as calls:
+        samples = Protected(pipe, (Guard(Says()),))(["a dog", "a cigarette", "a cat"], **FAST)
+    assert [len(args[0]) for args, _ in calls["unet"]] == [4] * FAST["num_inference_steps"]  # two, each with its null
+    ((verdict,),) = [s.verdicts for s in samples if s.image is None]
+    assert (verdict.by, verdict.label, verdict.score, verdict.threshold) == ("Says", "cigarette", 1.0, 0.5)
+
+
+# C20
+def test_a_negative_prompt_that_names_it_is_drawn(pipe: Any) -> None:
+    (sample,) = Protected(pipe, (Guard(Says()),))([Request("0", "a dog", 7, negative="a cigarette")], **FAST)
+    assert pixels(sample) == plain(pipe, "a dog", 7, negative_prompt="a cigarette")
+
+
+# C20
+@pytest.mark.parametrize("name", ["prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "prompt_2"])
+def test_a_request_cannot_bring_embeddings_or_another_prompt_past_the_guards(pipe: Any, name: str) -> None:
+    request = Request("0", "a dog", 0, settings={name: torch.zeros(1, tiny.WINDOW, tiny.WIDTH)})
+    with counted(pipe) as calls, pytest.raises(UnknownName, match=f'"{name}"'):
+        Protected(pipe, (Guard(Says()),))([request], **FAST)
+    assert calls == {"text_encoder": [], "unet": []}
+
+
+def test_a_soft_prompt_is_drawn_where_the_guard_allows_what_it_cannot_read(pipe: Any) -> None:
+    soft = Soft("a <it>", {"<it>": torch.zeros(1, tiny.WIDTH)})
+    (sample,) = Protected(pipe, (Guard(Says(), allow_unread=True),))([Request("0", soft, 1)], **FAST)
+    assert sample.image is not None
+
+
+@pytest.mark.parametrize("where", ["prompt", "negative", "soft"])
+def test_a_text_of_a_megabyte_is_an_error_before_the_encoder_sees_it(where: str, pipe: Any) -> None:
+    long = "a" * 1_000_000
+    request = {
+        "prompt": Request("0", long, 0),
+        "negative": Request("0", "a dog", 0, negative=long),
+        "soft": Request("0", Soft(long, {}), 0),
+    }[where]
+    with counted(pipe) as calls, pytest.raises(BadInput, match="has 1,000,000 characters; a prompt may have 10,000"):
+        Protected(pipe)(["a dog", request], **FAST)
+    assert calls["text_encoder"] == []
+
+
+# C19
+def test_what_the_encoder_cuts_off_is_screened_too(pipe: Any) -> None:
+    prompt = "red " * 2 * tiny.WINDOW + "cigarette"
+    with warnings.catch_warnings(action="ignore"):
+        (sample,) = Protected(pipe, (Guard(Says()),))([prompt], **FAST)
+    assert sample.image is None
+
+
+@pytest.mark.parametrize("action", ["refuse", "blur"])
+def test_what_a_guard_takes_away_is_kept_for_the_operator_only_if_asked(action: Any, pipe: Any) -> None:
+    stock, kept = plain(pipe, "a dog", 0), []
+    guard = Guard(Same(stock), action=action)
+    shown = Protected(pipe, (guard,), batch_size=1, withheld=kept.append)(["a dog", "a cat"], **FAST)
+    (secret,) = kept
+    assert pixels(secret) == stock and secret.verdicts == shown[0].verdicts and secret.request == shown[0].request
+    assert shown[0].image is None or pixels(shown[0]) != stock
+    assert shown == Protected(pipe, (guard,), batch_size=1)(["a dog", "a cat"], **FAST)
+
+
+def test_of_a_prompt_that_is_refused_there_is_nothing_to_keep(pipe: Any) -> None:
+    kept: list[Sample] = []
+    Protected(pipe, (Guard(Says()), Guard(Same(b""), action="flag")), withheld=kept.append)(["a cigarette"], **FAST)
+    assert kept == []
+
+
+# C20
+def test_a_picture_that_cannot_be_judged_is_not_shown_and_the_others_are(pipe: Any) -> None:
+    second = plain(pipe, "a cat", 1)
+
+    class Breaks(Same):
+        def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+            if any(item.tobytes() == second for item in items):
+                raise RuntimeError("cannot")
+            return [{"it": 0.0} for _ in items]
+
+    samples = Protected(pipe, (Guard(Breaks(b"")),), batch_size=1)(["a dog", "a cat"], **FAST)
+    assert [s.image is None for s in samples] == [False, True]
+    assert "could not judge: cannot" in samples[1].verdicts[0].label
+
+
+# C34
+def test_a_prompt_is_refused_or_drawn_whatever_stands_beside_it_in_the_batch(pipe: Any) -> None:
+    prompts = ["a dog", "a cigarette", "a cat", "red cig\u200barette"]
+    refused = {
+        size: [s.image is None for s in Protected(pipe, (Guard(Says()),), batch_size=size)(prompts, **FAST)]
+        for size in (1, 2, 4)
+    }
+    assert refused == {size: [False, True, False, True] for size in (1, 2, 4)}

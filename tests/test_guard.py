@@ -2,14 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 
+from efface import anatomy
+from efface.anatomy import Text
 from efface.core import Detector, Request, Sample, Soft
 from efface.errors import BadInput, EffaceError
 from efface.guard import Guard
+from efface.patch import Patch
 from tests import tiny
 
 Action = Literal["refuse", "blur", "flag"]
@@ -66,6 +71,54 @@ class Darkness(Detector):
         return [{"dark": 1 - sum(i.convert("L").tobytes()) / 255 / (i.width * i.height)} for i in items]
 
 
+class Finds(Detector):
+    """1 where the prompt says cat, as one word."""
+
+    reads = "text"
+    fitted = 0.5
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        return [{"cat": float("cat" in item.split())} for item in items]
+
+
+@dataclass(frozen=True)
+class Encoded(Detector):
+    """Reads a pipeline's text: the score is 0, or NaN where it has to encode a prompt itself."""
+
+    reads: ClassVar[Literal["text", "image"]] = "text"
+    fitted: ClassVar[float | None] = 0.5  # type: ignore[misc]
+    fitting: bool = True
+    given: list[tuple[Text, list[str]]] = field(default_factory=list, compare=False)
+    read: list[str] = field(default_factory=list, compare=False)
+
+    def fits(self, pipe: Any) -> bool:
+        return self.fitting
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        self.read.extend(items)
+        return [{"x": 0.25} for _ in items]
+
+    def encoded(self, text: Text, items: Sequence[str]) -> list[Mapping[str, float]]:
+        self.given.append((text, list(items)))
+        return [{"x": 0.0} for _ in items]
+
+
+@dataclass(frozen=True)
+class Calibrated(ByWord):
+    """Has fitted thresholds, and says where its numbers come from."""
+
+    fitted: float | None = None  # type: ignore[assignment]
+    own: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        return dict(self.own)
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        return {"version": "1", "weights": "abc"}
+
+
 def says(**scores: float) -> ByWord:
     return ByWord((("p", tuple(scores.items())),))
 
@@ -82,6 +135,7 @@ def test_allowed_means_below_the_threshold(score: float, allowed: bool) -> None:
     assert found.by == "ByWord"
 
 
+# C20
 @pytest.mark.parametrize("scores", [{"x": math.nan}, {"x": 0.1, "y": math.nan}, {}])
 def test_a_score_that_is_nan_or_missing_refuses(scores: dict[str, float]) -> None:
     found = verdict(Guard(says(**scores), 0.5))
@@ -188,3 +242,192 @@ def test_pictures_are_judged_and_samples_without_one_have_nothing_to_judge() -> 
 def test_nothing_to_judge_costs_nothing() -> None:
     assert Guard(Broken()).judge([]) == []
     assert Guard(Darkness(), 0.5).inspect([]) == []
+
+
+def test_one_item_that_breaks_the_detector_does_not_lose_the_others() -> None:
+    detector = ByWord((("good", (("x", 0.0),)), ("bad", (("x", 1.0),))))
+    found = Guard(detector, 0.5).judge(["good", "unheard of", "bad"])
+    assert [(v.allowed, math.isnan(v.score)) for v in found] == [(True, False), (False, True), (False, False)]
+
+
+# C20
+def test_negative_prompts_are_no_wishes() -> None:
+    found = Guard(Finds()).screen([Request("0", "a dog", 0, negative="a cat"), Request("1", "a cat", 0)], None)
+    assert [v.allowed for v in found] == [True, False]
+
+
+# C20
+def test_a_soft_prompt_passes_where_that_is_allowed_and_its_words_are_read() -> None:
+    x = torch.zeros(1, 4)
+    requests = [Request(str(i), Soft(text, {"<x>": x}), 0) for i, text in enumerate(["a <x> dog", "a <x> cat", "<x>"])]
+    found = Guard(Finds(), allow_unread=True).screen(requests, None)
+    assert [v.allowed for v in found] == [True, False, True]
+    assert math.isnan(found[2].score) and found[2].label == "embedding in place of words, allowed"
+    assert not any(v.allowed for v in Guard(Finds()).screen(requests, None))
+
+
+# C20
+@pytest.mark.parametrize("name", ["ip_adapter_image", "ip_adapter_image_embeds"])
+def test_a_picture_as_prompt_is_refused_as_nobody_has_read_it(name: str) -> None:
+    requests = [Request("0", "a dog", 0, settings={name: [tiny.picture(0)]}), Request("1", "a dog", 0)]
+    found = Guard(Finds()).screen(requests, None)
+    assert [v.allowed for v in found] == [False, True]
+    assert found[0].label == f"{name} in place of words"
+    assert Guard(Finds(), allow_unread=True).screen(requests, None)[0].allowed
+
+
+# C30
+@pytest.mark.parametrize("prompt", ["", "  ", "\u200b", "\u3164 \ufe0f"])
+def test_a_prompt_that_says_nothing_is_unknown_and_not_safe(prompt: str) -> None:
+    found = verdict(Guard(Finds()), prompt)
+    assert (found.allowed, found.label) == (False, "nothing to read") and math.isnan(found.score)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a c\u0430t", "a ｃａｔ", "a c\u200bat", "red\u200bcat", "a cát", "\u0441\u0430\u0442"]
+)
+def test_a_disguised_word_is_found_and_the_raw_prompt_is_kept(prompt: str) -> None:
+    found = verdict(Guard(Finds()), prompt)
+    assert (found.allowed, found.label, found.score) == (False, "cat", 1.0)
+    assert found.note["raw"] == prompt and "cat" in found.note["read"].split()
+
+
+def test_a_detector_that_forgets_a_reading_refuses_the_disguised_prompt() -> None:
+    class Forgets(Finds):
+        def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+            return [{"cat": 0.0} for item in items if item.startswith("red")]
+
+    found = Guard(Forgets()).judge(["red dog", "red d\u043eg", "r\u0435d dog"])
+    assert [v.allowed for v in found] == [True, True, False]
+
+
+def test_a_prompt_is_judged_as_it_stands_too() -> None:
+    found = verdict(Guard(ByWord((("ｐ", (("x", 1.0),)), ("p", (("x", 0.0),)))), 0.5), "ｐ")
+    assert not found.allowed and found.note["raw"] == "ｐ"
+
+
+def test_a_plain_prompt_is_read_once_and_its_note_holds_no_copy_of_it() -> None:
+    detector = Encoded()
+    found = verdict(Guard(detector), "a dog")
+    assert detector.read == ["a dog"] and "raw" not in found.note
+
+
+def test_a_text_of_a_megabyte_is_an_error_before_any_encoder_sees_it() -> None:
+    detector = Encoded()
+    with pytest.raises(BadInput, match="a prompt may have 10,000"):
+        Guard(detector).judge(["a dog", "a" * 1_000_000])
+    assert detector.read == []
+
+
+def test_a_long_prompt_reaches_the_detector_in_full() -> None:
+    detector = Encoded()
+    verdict(Guard(detector), "dog " * 2000)
+    assert detector.read == ["dog " * 2000]
+
+
+def test_fitted_thresholds_of_labels_count_and_given_ones_go_before_them() -> None:
+    detector = Calibrated(says(x=0.3, y=0.5).known, 0.6, (("x", 0.2),))
+    assert (verdict(Guard(detector)).label, verdict(Guard(detector)).threshold) == ("x", 0.2)
+    assert verdict(Guard(detector, {"x": 0.4})).allowed  # y has the fitted 0.6
+    assert verdict(Guard(detector, 0.4)).label == "y"
+    assert verdict(Guard(detector, {"y": 0.9})).label == "x"
+
+
+def test_thresholds_of_single_labels_are_enough_and_other_labels_may_not_pass() -> None:
+    assert verdict(Guard(Calibrated(says(x=0.1).known, own=(("x", 0.2),)))).allowed
+    assert verdict(Guard(Calibrated(says(x=0.1, y=0.0).known, own=(("x", 0.2),)))).label == "y"
+
+
+def test_a_fitted_threshold_of_a_label_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(BadInput, match="got nan"):
+        Guard(Calibrated(says(x=0.1).known, 0.5, (("x", math.nan),)))
+
+
+# C28
+def test_a_verdict_says_where_its_number_comes_from() -> None:
+    found = verdict(Guard(Calibrated(says(x=0.1).known, 0.5)))
+    assert found.note == {"version": "1", "weights": "abc", "action": "refuse"}
+
+
+# C20
+def test_missing_weights_are_said_before_anything_is_drawn(pipe: Any) -> None:
+    class Missing(Broken):
+        @property
+        def about(self) -> Mapping[str, str]:
+            raise EffaceError("no such weights")
+
+    with pytest.raises(EffaceError, match="no such weights"), Guard(Missing()).on(pipe):
+        pass
+
+
+def requested(*prompts: str) -> list[Request]:
+    return [Request(str(i), prompt, 0) for i, prompt in enumerate(prompts)]
+
+
+# C4
+def test_the_pipelines_own_text_is_read_where_it_fits_and_disguised_prompts_are_encoded_besides(pipe: Any) -> None:
+    detector = Encoded()
+    prompts = ["a dog", "a café", "a cat"]
+    text = anatomy.of(pipe).encode(prompts)
+    guard = Guard(detector)
+    with guard.on(pipe):
+        found = guard.screen(requested(*prompts), text)
+    ((given, items),) = detector.given
+    assert items == prompts and torch.equal(given.states, text.states)
+    assert detector.read == ["a cafe"]
+    assert [v.score for v in found] == [0.0, 0.25, 0.0]
+
+
+def test_rows_stay_with_their_prompts_where_some_are_not_read(pipe: Any) -> None:
+    detector = Encoded()
+    guard = Guard(detector)
+    text = anatomy.of(pipe).encode(["a dog", "a cat", "a flower"])
+    requests = requested("a dog", "a cat", "a flower")
+    requests[1] = replace(requests[1], prompt=Soft("<x>", {}))
+    with guard.on(pipe):
+        guard.screen(requests, text)
+    ((given, items),) = detector.given
+    assert items == ["a dog", "a flower"] and torch.equal(given.states, text.states[[0, 2]])
+
+
+@pytest.mark.parametrize("why", ["does not fit", "not on", "on twice", "patched before", "patched after"])
+def test_otherwise_the_detector_encodes_for_itself(why: str, pipe: Any) -> None:
+    detector = Encoded(fitting=why != "does not fit")
+    guard = Guard(detector)
+    name = next(n for n, _ in pipe.text_encoder.named_parameters() if n.endswith("layers.0.mlp.fc1.bias"))
+    patch = Patch({f"text_encoder.{name}": torch.ones(pipe.text_encoder.get_parameter(name).shape)})
+    with ExitStack() as stack:
+        on = {
+            "not on": (),
+            "on twice": (guard.on(pipe), guard.on(tiny.tiny_pipeline())),
+            "patched before": (patch.on(pipe), guard.on(pipe)),
+            "patched after": (guard.on(pipe), patch.on(pipe)),
+        }.get(why, (guard.on(pipe),))
+        for one in on:
+            stack.enter_context(one)
+        guard.screen(requested("a dog"), anatomy.of(pipe).encode(["a dog"]))
+    assert (detector.given, detector.read) == ([], ["a dog"])
+    assert guard._on == []
+
+
+def test_a_patch_of_the_denoiser_leaves_the_text_readable(pipe: Any) -> None:
+    detector = Encoded()
+    guard = Guard(detector)
+    with guard.on(pipe), Patch({"unet.conv_in.bias": torch.ones(16)}).on(pipe):
+        guard.screen(requested("a dog"), anatomy.of(pipe).encode(["a dog"]))
+    assert detector.read == []
+
+
+def test_a_guard_is_equal_to_another_of_the_same_settings_whether_it_is_on_or_not(pipe: Any) -> None:
+    guard = Guard(Encoded(), 0.5)
+    with guard.on(pipe):
+        assert guard == Guard(Encoded(), 0.5) and repr(guard) == repr(Guard(Encoded(), 0.5))
+
+
+# C34
+def test_the_same_prompt_gets_the_same_verdict_in_any_company() -> None:
+    prompts = ["a dog", "a c\u0430t", "", "a cat", "red\u200bcat", "a café"]
+    guard = Guard(Finds())
+    alone = [guard.judge([prompt])[0] for prompt in prompts]
+    assert [repr(v) for v in guard.judge(prompts)] == [repr(v) for v in alone]
+    assert [repr(v) for v in guard.judge(prompts[::-1])] == [repr(v) for v in alone[::-1]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from efface import stack
 from efface.delta import LowRank
-from efface.stack import change, changed
+from efface.stack import change, changed, touched
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -187,3 +187,13 @@ def test_a_change_in_higher_precision_than_the_weight_and_in_lower() -> None:
             torch.testing.assert_close(module.weight, layer().weight + torch.tensor(0.1, dtype=dtype).float())
             assert module.weight.dtype == torch.float32
         assert torch.equal(module.weight, layer().weight)
+
+
+def test_a_network_is_touched_while_a_change_of_any_of_its_parameters_is_on() -> None:
+    network, other = nn.Sequential(nn.Sequential(layer())), layer()
+    assert not touched(network)
+    with changed(network[0][0], "weight", random(7, 5)), changed(other, "weight", random(7, 5)):
+        with changed(network[0][0], "weight", random(7, 5, seed=1)):
+            pass
+        assert touched(network)
+    assert not touched(network) and not touched(other)

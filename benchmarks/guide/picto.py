@@ -1,7 +1,7 @@
 """What each guidance does to picto's "cigarette" at each strength, and to everything else.
 
     python -m benchmarks.guide.picto                       # all, an hour on one core
-    python -m benchmarks.guide.picto --only eiup           # some; the file's other rows stay
+    python -m benchmarks.guide.picto --only eiup           # some; rows that are there already stay
 
 Prompts, seeds and judge are those of benchmarks/finetune/picto.py: named, known and held-out synonyms, implicit scenes,
 other objects. Removal and keep are shares with a 95 % interval; LPIPS (to the undefended picture of the same seed) and
@@ -51,6 +51,8 @@ def main() -> None:
     for name in (name for name in GUIDANCES if given.only in name):
         for strength in given.strengths:
             one = guidance(name, CONCEPT, strength=strength)
+            if found.get((name, strength), {}).get("settings") == repr(one):
+                continue  # it stays as it is; delete the row to draw it again
             begun = time.process_time()
             samples = Protected(pipe, (one,), batch_size=16)(requests, **demo.SETTINGS)
             seconds = time.process_time() - begun

@@ -168,9 +168,28 @@ class Detector(ABC):
     fitted: float | None = None
     """Threshold fitted or fixed for this detector, in 0..1; None: the user has to give one."""
 
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Fitted thresholds of single labels; `fitted` holds for all others."""
+        return {}
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What a verdict must say for others to repeat it: version and hash of the weights, classes, lowest score."""
+        return {}
+
     @abstractmethod
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         """One mapping for each item: label -> 0 (absent) .. 1 (present); NaN where it cannot tell."""
+
+    def fits(self, pipe: Pipe) -> bool:
+        """Whether `encoded` can read this pipeline's text: the same encoder and tokenizer, by their hashes."""
+        return False
+
+    def encoded(self, text: Text, items: Sequence[str]) -> list[Mapping[str, float]]:
+        """`scores` of prompts whose text, one row each, a pipeline that fits has computed already. A text holds only
+        as many words as the encoder's window: what a prompt says beyond it is to be read too."""
+        raise NotImplementedError(f"{type(self).__name__} reads prompts, not encoded text")
 
     def __call__(self, items: Sequence[Any]) -> list[float]:
         """The largest label's score for each item; a NaN label makes the item's score NaN."""

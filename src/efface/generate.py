@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from PIL import ImageFilter
 from torch import Tensor
 
-from efface import anatomy
+from efface import anatomy, wording
 from efface.anatomy import Text
 from efface.core import Defense, Request, Sample, Soft, Verdict
 from efface.errors import BadInput, UnknownName
@@ -41,6 +41,8 @@ class Protected:
     defenses: tuple[Defense, ...] = ()
     batch_size: int = 8
     """Pictures drawn at once. The same batches give the same bytes; other batches agree within 2/255."""
+    withheld: Callable[[Sample], object] | None = field(default=None, repr=False, compare=False)
+    """Gets, for the operator, each picture that a guard blurs or takes away, as it was drawn; None: they are lost."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,6 +88,9 @@ class Protected:
         for name in {name for request in requests for name in request.settings}:
             if name not in known:
                 raise UnknownName(f"setting of {type(self.pipe).__name__}", name, known)
+        for request in requests:
+            wording.check(request.words)
+            wording.check(request.negative)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Indices of requests with the same settings, in order, `batch_size` at a time."""
@@ -112,7 +117,11 @@ class Protected:
             image, own = pictures.get(i, (None, ()))
             samples.append(Sample(request, image, found + own))
         after = self._verdicts([defense.inspect(samples) for defense in self.defenses], len(samples))
-        return [_judged(sample, sample.verdicts + found) for sample, found in zip(samples, after, strict=True)]
+        judged = [replace(one, verdicts=one.verdicts + found) for one, found in zip(samples, after, strict=True)]
+        for sample in judged:
+            if self.withheld is not None and sample.image is not None and _objected(sample):
+                self.withheld(sample)
+        return [_shown(sample) for sample in judged]
 
     def _encode(self, prompts: Sequence[str | Soft]) -> Text:
         """Each distinct prompt once; rows in the order of the prompts."""
@@ -162,11 +171,14 @@ def _action(verdict: Verdict) -> str:
     return note.get("action", "refuse")
 
 
-def _judged(sample: Sample, verdicts: tuple[Verdict, ...]) -> Sample:
-    """The sample with its verdicts; without its picture where one refuses, with a blurred one where one blurs."""
-    image = sample.image
-    if image is not None and _refused(verdicts):
-        image = None
-    elif image is not None and any(not v.allowed for v in verdicts):
-        image = image.filter(ImageFilter.GaussianBlur(max(image.size) / 8))
-    return replace(sample, image=image, verdicts=verdicts)
+def _objected(sample: Sample) -> bool:
+    return any(not v.allowed for v in sample.verdicts)
+
+
+def _shown(sample: Sample) -> Sample:
+    """The sample without its picture where a verdict refuses, with a blurred one where one blurs."""
+    if sample.image is None or not _objected(sample):
+        return sample
+    if _refused(sample.verdicts):
+        return replace(sample, image=None)
+    return replace(sample, image=sample.image.filter(ImageFilter.GaussianBlur(max(sample.image.size) / 8)))

@@ -59,6 +59,11 @@ def change(module: nn.Module, name: str, delta: Delta) -> None:
         _write(weight, touched.base, touched.on.values())
 
 
+def touched(network: nn.Module) -> bool:
+    """Whether a change of any of its parameters is on now."""
+    return any(_stacks.get(module) for module in network.modules())
+
+
 @torch.no_grad()
 def _write(weight: Tensor, base: Tensor, deltas: Iterable[Delta]) -> None:
     """weight <- base + sum of deltas, rounded once to the weight's precision."""

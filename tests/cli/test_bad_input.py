@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
 from safetensors.torch import save_file
 from tests.cli.conftest import Result
+from tests.test_picture_file import png_of
 from tests.tiny import tiny_pipeline
 
 from efface.patch import Patch
@@ -74,8 +76,19 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     network = UNet2DModel(8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
                           norm_num_groups=4)  # fmt: skip
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(made["wordless"])
+    made["pairs"] = folder / "pairs.csv"
+    made["pairs"].write_text("safe,unsafe,tag\na soda,a beer,drinks\n")
+    made["half"] = folder / "half.csv"
+    made["half"].write_text("safe,tag\na soda,drinks\n")
     made["textfile"] = folder / "picture.png"
     made["textfile"].write_text("not a picture")
+    made["cut"] = folder / "cut.png"
+    Image.new("RGB", (64, 64)).save(made["cut"])
+    made["cut"].write_bytes(made["cut"].read_bytes()[:-30])
+    made["bomb"] = folder / "bomb.png"
+    made["bomb"].write_bytes(png_of(50_000, 50_000))
+    made["book"] = folder / "book.txt"
+    made["book"].write_text("a " * 500_000)
     return made
 
 
@@ -108,6 +121,13 @@ CASES = {
     "concept longer than the window": (
         "generate hi --model {model} --steps 1 --guide sld:unsafe", 'SLD: the prompts of concept "unsafe" together'
     ),
+    "guidance too strong": ("generate hi --guide sld:beer:strength=2", "strength must be in 0..1, got 2.0"),
+    "tau out of range": ("generate hi --guide dual_latent:beer:tau=2", "tau must be in 0..1, got 2.0"),
+    "no safe prompt": ("generate hi --guide dual_latent:beer:source=prompt", "needs a safe text, got an empty one"),
+    "pairs without a column": ("generate hi --guide dual_latent:beer:pairs={half}", "row 1 has no column unsafe"),
+    "unknown tag": ("generate hi --guide dual_latent:beer:pairs={pairs},tag=food", "its tags are: drinks"),
+    "unknown preset of a guidance": ("generate hi --guide sld:beer:preset=most", 'unknown sld preset "most"'),
+    "detector that reads pictures": ("generate hi --guide dual_latent:beer:detector=classifier", "Detector that reads"),
     "threshold out of range": ("screen hi --guard blocklist:50", "did you mean 0.5?"),
     "threshold no number": ("screen hi --guard blocklist:high", "must be a number from 0 to 1"),
     "guard without a threshold": ("screen hi.png --guard clip_zero_shot", "no such picture file"),
@@ -115,6 +135,9 @@ CASES = {
     "nobody judges": ("screen hi", "nothing judges"),
     "nobody reads pictures": ("screen {textfile} --guard blocklist", "no guard given reads pictures"),
     "not a picture": ("screen {textfile} --guard classifier", "not a picture that can be read"),
+    "damaged picture": ("screen {cut} --guard classifier", "not a picture that can be read"),
+    "enormous picture": ("screen {bomb} --guard classifier", "more than 64,000,000 pixels: not decoded"),
+    "prompt of a megabyte": ("generate --model {model} --prompts {book} -o out", "a prompt may have 10,000"),
     "patch missing": ("generate hi --patch nowhere.safetensors", "no such patch file"),
     "patch truncated": ("generate hi --patch {truncated}", "truncated"),
     "patch not safetensors": ("generate hi --patch {noise}", "truncated, or not a safetensors file"),

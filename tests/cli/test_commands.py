@@ -78,6 +78,29 @@ def test_generate_exits_with_3_and_draws_the_rest_when_a_guard_refuses(efface: R
     assert [path.name for path in Path("out/samples").iterdir()] == ["0001.png"]
 
 
+def test_generate_takes_a_detector_as_a_guidances_gate_by_its_name(efface: Run, model: Path) -> None:
+    common = ("generate", "a dog", "a beer", "--model", model, "--steps", 2, "--json")
+    gated = "dual_latent:beer:strength=1,tau=0,factor=4,detector=blocklist"
+    stock, steered = (
+        [Path(folder, row["file"]).read_bytes() for row in json.loads(efface(*common, *more, "-o", folder).out)]
+        for folder, more in (("stock", ()), ("steered", ("--guide", gated)))
+    )
+    assert stock[1] != steered[1]
+    card = json.loads(Path("steered/card.json").read_text())
+    assert "Blocklist" in card["defenses"][0]
+
+
+def test_generate_keeps_what_a_guard_takes_away_in_a_folder_of_its_own_if_asked(efface: Run, model: Path) -> None:
+    common = ("generate", "a dog", "--model", model, "--steps", 1, "--guard", "classifier:0:labels=cigarette")
+    assert efface(*common, "-o", "out").code == 3
+    assert not Path("out/samples").exists()
+    assert efface(*common, "-o", "again", "--withheld", "held").code == 3
+    assert not Path("again/samples").exists()
+    assert [path.as_posix() for path in Path("held").rglob("*.png")] == ["held/samples/0000.png"]
+    wrong = efface(*common, "-o", "third", "--withheld", "third/held")
+    assert wrong.code == 2 and "must lie outside third" in wrong.err and not Path("third").exists()
+
+
 def test_generate_draws_a_sheet_of_each_guidance_at_five_strengths(efface: Run, model: Path) -> None:
     common = ("generate", "a dog", "--model", model, "--steps", 2, "--seed", 5, "--json")
     first, second = "sld:nudity:preset=max", "negative:church:strength=0.5"
@@ -126,6 +149,13 @@ def test_screen_judges_prompts(efface: Run) -> None:
 def test_screen_judges_with_a_list_of_ones_own(efface: Run) -> None:
     assert efface("screen", "a red dog", "--guard", "blocklist:0.5:phrases=red dog;cat").code == 3
     assert efface("screen", "a dog", "--guard", "blocklist:phrases=red dog;cat").code == 0
+
+
+def test_screen_names_what_a_disguised_prompt_says_and_keeps_the_prompt(efface: Run) -> None:
+    found = json.loads(efface("screen", "a c\u0456garette", "--guard", "blocklist", "--json").out)
+    (verdict,) = found[0]["verdicts"]
+    assert (verdict["allowed"], verdict["label"]) == (False, "cigarette")
+    assert found[0]["item"] == verdict["note"]["raw"] == "a c\u0456garette"
 
 
 def test_export_writes_a_lora_that_comes_back_as_a_patch(efface: Run, patch: Path) -> None:

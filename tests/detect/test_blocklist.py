@@ -4,18 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from efface.detect.blocklist import Blocklist, plain
+from efface.detect.blocklist import Blocklist
 from efface.errors import BadInput
 
 
+# C31
 @pytest.mark.parametrize("prompt", [
     "a gun", "GUN", "a gun.", "(gun:1.3)", "a ｇｕｎ", "g\u200bun", "gu\u0301n", "a\tgun\nthere", "toy-gun", "a_gun_",
-    "g\u00adun", "\u202egun", "gun\u20e3",
+    "g\u00adun", "\u202egun", "gun\u20e3", "g\u057dn", "toy\u200bgun", "ɢᴜɴ", "gůn",
 ])  # fmt: skip
 def test_a_listed_word_is_found_in_any_dress(prompt: str) -> None:
     assert Blocklist(("gun",))([prompt]) == [1.0]
 
 
+# C31
 @pytest.mark.parametrize("prompt", ["", "a gunner", "begun", "a g u n", "a pistol", "g.u.n"])
 def test_other_words_pass(prompt: str) -> None:
     assert Blocklist(("gun",))([prompt]) == [0.0]
@@ -63,5 +65,14 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         Blocklist(file=str(tmp_path / "no.txt"))
 
 
-def test_plain_text_is_plain_already() -> None:
-    assert plain(plain("  Çafé—NOIR!! ")) == plain("  Çafé—NOIR!! ") == "cafe noir"
+# C31
+def test_a_short_word_inside_a_longer_one_is_no_find() -> None:
+    assert Blocklist(("ass", "kill"))(["a class", "a skill", "assassin", "a painting, KILL"]) == [0.0, 0.0, 0.0, 1.0]
+
+
+# C31
+@pytest.mark.parametrize(
+    ("phrase", "prompt"), [("Café", "a cafe"), ("cafe", "a CAFÉ"), ("straße", "STRASSE"), ("кот", "КОТ")]
+)
+def test_case_and_accents_do_not_matter_on_either_side(phrase: str, prompt: str) -> None:
+    assert Blocklist((phrase,))([prompt]) == [1.0]

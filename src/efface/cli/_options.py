@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,27 +110,36 @@ def guidance(text: str) -> Any:
     gate = given.pop("detector", None) if any(field.name == "detector" for field in info.fields) else None
     settings = catalog.settings(info, given)
     if gate is not None:
-        settings["detector"] = catalog.load("detect", gate)()
+        settings["detector"] = _detector(gate, {})
     if preset is not None:
         settings = {**catalog.presets("guide", name)[preset], **settings}
     return catalog.load("guide", name)(concept=concepts.find(about), **settings)
 
 
 def guard(text: str) -> Guard:
-    """DETECTOR[:THRESHOLD][:FIELD=V,...]; the threshold is a number, or a file that `efface calibrate` wrote."""
+    """DETECTOR[:THRESHOLD][:FIELD=V,...]; the threshold is a number, or a file that `efface calibrate` wrote. Fields
+    are the detector's, and the guard's own action and allow_unread."""
     name, *parts = text.split(":", 2)
     limit = parts.pop(0) if parts and "=" not in parts[0] else ""
-    judge = detector(":".join([name, *parts]))
+    given = _assigned(text, ":".join(parts))
+    action, unread = given.pop("action", "refuse"), given.pop("allow_unread", "false")
+    if unread not in ("true", "false"):
+        raise BadInput(f'--guard {text}: allow_unread must be true or false, got "{unread}"')
+    judge = _detector(name, given)
     from efface.guard import Guard
 
-    return Guard(judge, _threshold(text, limit, judge) if limit else None)
+    return Guard(judge, _threshold(text, limit, judge) if limit else None, action, unread == "true")  # type: ignore[arg-type]
 
 
 def detector(text: str) -> Detector:
     """DETECTOR[:FIELD=V,...]"""
     name, _, fields = text.partition(":")
-    given = catalog.settings(catalog.info("detect", name), _assigned(text, fields))
-    return catalog.load("detect", name)(**given)
+    return _detector(name, _assigned(text, fields))
+
+
+def _detector(name: str, given: Mapping[str, str]) -> Detector:
+    settings = catalog.settings(catalog.info("detect", name), given)
+    return catalog.load("detect", name)(**settings)
 
 
 def _threshold(text: str, limit: str, judge: Detector) -> float:

@@ -71,6 +71,7 @@ def progress() -> Iterator[None]:
 
 
 def reason(verdicts: Sequence[Verdict]) -> str:
-    """Who objected to what, with score and threshold."""
+    """Who objected to what, with score and threshold; without them where nothing could be judged."""
     against = [v for v in verdicts if not v.allowed]
-    return "; ".join(f"{v.by}: {v.label}, score {v.score:.2f} >= {v.threshold:.2f}" for v in against)
+    scores = (f", score {v.score:.2f} >= {v.threshold:.2f}" if v.score == v.score else "" for v in against)
+    return "; ".join(f"{v.by}: {v.label}{score}" for v, score in zip(against, scores, strict=True))

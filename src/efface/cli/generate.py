@@ -26,6 +26,10 @@ def run(
     sheet: Annotated[
         bool, typer.Option("--sheet", help="Also draw the prompt at five strengths of each --guide.")
     ] = False,
+    withheld: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep what guards blur or take away, as drawn; not inside --out."),
+    ] = None,
     seed: _options.Seed = 0,
     out: _options.Folder = Path("pictures"),
     model: _options.Model = "picto",
@@ -49,6 +53,8 @@ def run(
             f"--sheet draws one prompt at several strengths of each --guide: got {len(wanted)} prompts and "
             f"{len(guide or ())} guidances"
         )
+    if withheld is not None and withheld.resolve().is_relative_to(out.resolve()):
+        raise BadInput(f"--withheld {withheld}: must lie outside {out}, where the pictures go that may be seen")
     defenses = _options.defenses(patch, guide, guard)
     pipe = _options.pipeline(model, device, dtype, variant, config)
     from efface.bench import store
@@ -58,7 +64,8 @@ def run(
     run = store.Folder.new(out)
     requests = [Request(f"{i:04d}", prompt, seed + i, negative) for i, prompt in enumerate(wanted)]
     settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    samples = Protected(pipe, tuple(defenses))(requests, **settings)
+    kept = None if withheld is None else store.Folder.new(withheld).keep
+    samples = Protected(pipe, tuple(defenses), withheld=kept)(requests, **settings)
     rows = [run.keep(sample) for sample in samples]
     run.write("command.txt", shlex.join(["efface", *sys.argv[1:]]) + "\n")
     card: dict[str, Any] = {
@@ -76,7 +83,11 @@ def run(
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        lines = (f"refused: {sample.request.words}  ({_screen.reason(sample.verdicts)})" for sample in refused)
+        lines = (
+            f"{'refused' if sample.image is None else 'blurred'}: {sample.request.words}  ({why})"
+            for sample in samples
+            if (why := _screen.reason(sample.verdicts))
+        )
         for line in dict.fromkeys(lines):  # a sheet's pictures have one prompt
             _screen.out.print(line, highlight=False)
         _screen.out.print(f"{run.path}: {len(samples) - len(refused)} drawn, {len(refused)} refused")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from efface import picture_file
 from efface.bench.store import plain
 from efface.cli import _options, _screen
 from efface.errors import BadInput
@@ -36,7 +37,7 @@ def run(
         able = [g for g in guards if g.detector.reads == kind]
         if not able:
             raise BadInput(f"{item}: no guard given reads {'pictures' if kind == 'image' else 'prompts'}")
-        verdicts = [g.judge([_open(item) if kind == "image" else item])[0] for g in able]
+        verdicts = [g.judge([picture_file.read(item) if kind == "image" else item])[0] for g in able]
         rows.append((item, verdicts))
     if as_json:
         print(json.dumps([{"item": i, "verdicts": [plain(v) for v in found]} for i, found in rows], indent=2))
@@ -46,13 +47,3 @@ def run(
             word = f"[red]refused[/]  ({_screen.reason(found)})" if bad else "[green]allowed[/]"
             _screen.out.print(f"{item}: {word}", highlight=False)
     return 3 if any(not v.allowed for _, found in rows for v in found) else 0
-
-
-def _open(path: str) -> object:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadInput(f"{path}: not a picture that can be read: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any, ClassVar, Literal
 from efface.core import Detector
 from efface.errors import BadInput
 from efface.picto import world
+from efface.wording import plain, readings
 
 
 @dataclass(frozen=True)
 class Blocklist(Detector):
     """1 for each phrase that stands in the prompt as whole words, else 0; microseconds.
 
-    Case, accents, width, invisible characters and punctuation do not matter: "Ci\u200bgarette!" is found.
+    Case, accents, width, look-alike letters, invisible characters and punctuation do not matter: "Ci\u200bgarette!" is
+    found.
     Synonyms, misspellings and descriptions that are not listed pass: it stops words, not meanings.
     """
 
@@ -37,8 +38,11 @@ class Blocklist(Detector):
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         """Each phrase's score for each prompt."""
         patterns = {phrase: re.compile(rf"\b{re.escape(plain(phrase))}\b") for phrase in self._listed()}
-        prompts = [plain(str(item)) for item in items]
-        return [{phrase: float(bool(p.search(prompt))) for phrase, p in patterns.items()} for prompt in prompts]
+        found: list[Mapping[str, float]] = []
+        for item in items:
+            texts = [plain(text) for text in readings(str(item))]
+            found.append({phrase: float(any(map(p.search, texts))) for phrase, p in patterns.items()})
+        return found
 
     def _listed(self) -> tuple[str, ...]:
         phrases: Sequence[str] = self.phrases
@@ -52,10 +56,3 @@ class Blocklist(Detector):
             if not plain(phrase):
                 raise BadInput(f'a blocklist phrase needs a letter or a digit, got "{phrase}"')
         return tuple(phrases)
-
-
-def plain(text: str) -> str:
-    """Lower case, compatibility forms and accents folded, invisible characters gone, punctuation as single spaces."""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    seen = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Me"))
-    return re.sub(r"[\W_]+", " ", seen).strip()

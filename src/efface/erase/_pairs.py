@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from efface import picture_file
 from efface.anatomy import Family, Text
 from efface.core import Detector
 from efface.erase._rollout import guidance, schedule
@@ -176,21 +177,11 @@ def read(family: Family, folder: Path) -> Pairs:
     unsafe, safe = sides
     if not unsafe or len(unsafe) != len(safe):
         raise BadInput(f"{folder}: unsafe has {len(unsafe)} pictures and safe {len(safe)}: each needs its twin")
-    opened = [(_opened(one), _opened(other)) for one, other in zip(unsafe, safe, strict=True)]
+    opened = [(picture_file.read(one), picture_file.read(other)) for one, other in zip(unsafe, safe, strict=True)]
     for (one, other), path in zip(opened, safe, strict=True):
         if one.size != other.size:
             raise BadInput(f"{path}: {other.size} pixels, its unsafe twin {one.size}: a pair needs one size")
     return Pairs(moments(family, [one for one, _ in opened]), moments(family, [other for _, other in opened]))
-
-
-def _opened(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path}: not a picture that can be read: {error}") from error
 
 
 def _pictures(family: Family, latents: Tensor) -> list[Image]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from efface import anatomy, cache, tokens
+from efface import anatomy, cache, picture_file, tokens
 from efface.anatomy import Family
 from efface.clip import BATCH, Clip
 from efface.core import Concept
@@ -131,17 +131,7 @@ def drawn(family: Family, captions: Quadruplets, steps: int, guidance: float, se
 
 def opened(pictures: Sequence[Path | Image.Image]) -> list[Image.Image]:
     """The pictures themselves. Raises BadInput naming a file that is none."""
-    found = []
-    for picture in pictures:
-        if isinstance(picture, Image.Image):
-            found.append(picture)
-            continue
-        try:
-            with Image.open(picture) as file:
-                found.append(file.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise BadInput(f"{picture}: not a picture that can be read: {error}") from error
-    return found
+    return [picture if isinstance(picture, Image.Image) else picture_file.read(picture) for picture in pictures]
 
 
 def _pictures(

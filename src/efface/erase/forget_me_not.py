@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from efface import picture_file
 from efface.anatomy import Family, Text
 from efface.core import Concept, Eraser
 from efface.erase import _given, _hold, _made
@@ -243,20 +244,13 @@ def _tried(family: Family, watch: Columns, lesson: _Lesson) -> None:
 
 def _found_in(folder: Path) -> Iterator[Image]:
     """The pictures of a folder, in the order of their names. Raises BadInput where there are none."""
-    from PIL import Image, UnidentifiedImageError
-
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
     if not files:
         raise BadInput(
             f"{folder}: no training pictures there ({', '.join(PICTURES)}); leave `images` empty to have the model "
             "draw them"
         )
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                yield picture.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise BadInput(f"{file}: cannot be read as a picture: {error}") from error
+    yield from map(picture_file.read, files)
 
 
 def _known_as(given: Sequence[Sequence[Image]]) -> str:
