@@ -1,6 +1,7 @@
 """A guard fails closed: what it cannot judge does not pass."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -431,3 +432,14 @@ def test_the_same_prompt_gets_the_same_verdict_in_any_company() -> None:
     alone = [guard.judge([prompt])[0] for prompt in prompts]
     assert [repr(v) for v in guard.judge(prompts)] == [repr(v) for v in alone]
     assert [repr(v) for v in guard.judge(prompts[::-1])] == [repr(v) for v in alone[::-1]]
+
+
+@pytest.mark.parametrize(("threshold", "warned"), [(0.0, 0), (0.2, 1), (0.25, 0), (0.4, 0), ({"x": 0.1, "y": 0.9}, 1)])
+def test_a_threshold_below_the_detectors_lowest_score_warns(threshold: Any, warned: int) -> None:  # C28
+    class Floored(ByWord):
+        floor = 0.25
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Guard(Floored(), threshold)
+    assert ["finds what 0.25 finds" in str(one.message) for one in said] == [True] * warned

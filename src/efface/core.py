@@ -167,6 +167,8 @@ class Detector(ABC):
     reads: ClassVar[Literal["text", "image"]]
     fitted: float | None = None
     """Threshold fitted or fixed for this detector, in 0..1; None: the user has to give one."""
+    floor: float = 0.0
+    """The lowest score above 0 that it gives: a threshold below it finds what this one finds."""
 
     @property
     def limits(self) -> Mapping[str, float]:

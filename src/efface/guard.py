@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,12 @@ class Guard(Defense):
             if not 0 <= value <= 1:
                 hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
                 raise BadInput(f"a threshold must be in 0..1, got {value:g}{hint}")
+            if 0 < value < self.detector.floor:
+                name, floor = type(self.detector).__name__, self.detector.floor
+                warnings.warn(
+                    f"{name} gives no score between 0 and {floor:g}: threshold {value:g} finds what {floor:g} finds",
+                    stacklevel=3,
+                )
         if self.action not in ("refuse", "blur", "flag"):
             raise BadInput(f'a guard\'s action must be "refuse", "blur" or "flag", got "{self.action}"')
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
 
 PICTO = Path(__file__).parent / "picto" / "weights"
-BUNDLED = ("picto", "picto/clip", "picto/judge", "picto/tagger")
+BUNDLED = ("picto", "picto/clip", "picto/judge", "picto/latent_guard", "picto/tagger")
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 CONVERT = (

@@ -1,8 +1,11 @@
 """The share of samples that show the label."""
 
+import pytest
+from PIL import Image
 from tests.measure.test__judged import SAMPLES, Fixed
 
 from efface.core import Sample
+from efface.errors import BadInput
 from efface.measure.rate import Rate
 
 
@@ -17,3 +20,12 @@ def test_each_request_can_have_its_own_label() -> None:
 
 def test_the_threshold_counts() -> None:
     assert [Rate(Fixed(), "dog", t)(SAMPLES).value for t in (0.1, 0.5, 0.95)] == [1.0, 2 / 3, 0.0]
+
+
+def test_refused_and_blank_pictures_can_be_left_out_of_the_denominator() -> None:  # C29
+    blanks = [Sample(SAMPLES[1].request, Image.new("RGB", (8, 8), colour)) for colour in ("black", "white", "grey")]
+    refused = Sample(SAMPLES[1].request, None)
+    given = [SAMPLES[0], *blanks, refused, SAMPLES[2]]
+    assert Rate(Fixed(), "dog", of="pictures")(given) == Rate(Fixed(), "dog")([SAMPLES[0], SAMPLES[2]])
+    with pytest.raises(BadInput, match="a rate over no items"):
+        Rate(Fixed(), "dog", of="pictures")([*blanks, refused])

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import distributed
-from training.picto import classify, clip, unet, vae
+from training.picto import classify, clip, latent_guard, unet, vae
 from training.picto.export import export, text_tower
 from training.picto.fetch import fetch
 from training.picto.loop import Budget, place
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(stage, dataclasses.replace(BUDGETS[stage], minutes=minutes), torch.device(options.device))
     if options.install:
         export({part: source(part) for part in CLASSES}, SHIPPED)
+        latent_guard.install()  # it reads the text encoder's states: a new encoder needs a new guard
         print(f"installed {SHIPPED}")
 
 

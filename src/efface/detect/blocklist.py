@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Blocklist(Detector):
     def __post_init__(self) -> None:
         if not self._listed():
             raise BadInput("a blocklist needs at least one phrase, got none")
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """How many phrases, and a hash of them: a threshold fitted for one list is for no other."""
+        phrases = sorted(map(plain, self._listed()))
+        return {"phrases": str(len(phrases)), "list": hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:16]}
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         """Each phrase's score for each prompt."""

@@ -11,6 +11,7 @@ import torch
 
 from efface import models
 from efface.core import Detector
+from efface.detect import _pictures, _weights
 from efface.errors import BadInput, EffaceError, UnknownName
 from efface.picto import world
 
@@ -42,12 +43,17 @@ class Classifier(Detector):
         """0.5 for picto's networks, fixed before any method was run; none for others."""
         return 0.5 if self.model in models.BUNDLED else None
 
+    @cached_property
+    def about(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Hash of the weights, and the labels that count."""
+        return {"weights": _weights.of_network(self._parts[0]), "labels": ", ".join(self.labels)}
+
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
-        """Each label's probability for each picture (PIL)."""
+        """Each label's probability for each picture (PIL, RGB array or path)."""
         network, processor, at = self._parts
         found: list[Mapping[str, float]] = []
         for start in range(0, len(items), BATCH):
-            batch = [picture.convert("RGB") for picture in items[start : start + BATCH]]
+            batch = [_pictures.rgb(item) for item in items[start : start + BATCH]]
             pixels = processor(batch, return_tensors="pt").pixel_values
             with torch.no_grad():
                 logits = network(pixels.to(self.device)).logits.float()  # (B, labels)

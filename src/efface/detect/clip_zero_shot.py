@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from efface.clip import Clip
+from efface.clip import BATCH, Clip
 from efface.core import Detector
+from efface.detect import _pictures, _weights
 from efface.errors import BadInput
 from efface.picto import world
 
@@ -39,11 +40,21 @@ class CLIPZeroShot(Detector):
         if "{}" not in self.caption:
             raise BadInput(f'caption must hold {{}}, where the label goes; got "{self.caption}"')
 
+    @cached_property
+    def about(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Hash of the weights, and what a picture is compared with."""
+        said = {"labels": ", ".join(self.labels), "others": ", ".join(self.others), "caption": self.caption}
+        return {"weights": _weights.of_network(self._parts[0].model), **said}
+
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
-        """Each label's share for each picture (PIL)."""
+        """Each label's share for each picture (PIL, RGB array or path)."""
         clip, captions = self._parts
-        shares = (clip.scale * clip.image(items) @ captions.T).softmax(dim=-1)  # (N, labels + others)
-        return [dict(zip(self.labels, row, strict=False)) for row in shares.tolist()]
+        found: list[Mapping[str, float]] = []
+        for start in range(0, len(items), BATCH):
+            rows = clip.image([_pictures.rgb(item) for item in items[start : start + BATCH]])
+            shares = (clip.scale * rows @ captions.T).softmax(dim=-1)  # (B, labels + others)
+            found += [dict(zip(self.labels, row, strict=False)) for row in shares.tolist()]
+        return found
 
     @cached_property
     def _parts(self) -> tuple[Clip, Tensor]:

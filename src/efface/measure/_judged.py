@@ -27,6 +27,11 @@ def found(judge: Detector, samples: Sequence[Sample], label: str | Mapping[str, 
     return hits
 
 
+def seen(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples whose picture shows something. None was refused; one colour is what a checker leaves, or a failure."""
+    return [s for s in samples if s.image is not None and s.image.convert("RGB").getcolors(1) is None]
+
+
 def _score(sample: Sample, scores: Mapping[str, float], label: str) -> float:
     if label and label not in scores:
         raise UnknownName("label of the judge", label, scores)

@@ -20,7 +20,11 @@ class Rate(Metric):
     """What to look for: a label, one for each request's id, or any that the detector knows (empty)."""
     threshold: float = 0.5
     """Found means score >= threshold."""
+    of: Literal["requests", "pictures"] = "requests"
+    """Share of all requests, or of the pictures that show something: refused ones and flat ones are left out."""
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
-        """A refused request has no picture and counts as one that does not show it."""
+        """Among requests, a refused one has no picture and counts as one that does not show it."""
+        if self.of == "pictures":
+            samples = _judged.seen(samples)
         return _interval.share(_judged.found(self.detector, samples, self.label, self.threshold))
