@@ -73,8 +73,9 @@ class LatentGuard(Detector):
 
     @property
     def about(self) -> Mapping[str, str]:
-        """Which weights and encoder, how many concepts, and what the threshold was fitted for."""
-        said = {"weights": self._hash, "encoder": self._encoder_name, "concepts": str(len(self._listed))}
+        """Which weights and encoder, how many concepts and a hash of them, and what the threshold was fitted for."""
+        known = cache.digest(*sorted(self._listed))[:16]
+        said = {"weights": self._hash, "encoder": self._encoder_name, "concepts": str(len(self._listed)), "list": known}
         if "concepts" in self._threshold:
             said["threshold_fitted_for"] = f"{self._threshold['concepts']} concepts"
         return said
