@@ -11,11 +11,12 @@ import torch
 from PIL.Image import Image
 
 from efface import anatomy
-from efface.core import Detector, Request, Sample, Soft
+from efface.core import Concept, Detector, Request, Sample, Soft
 from efface.errors import BadInput, UnknownName
 from efface.generate import Protected
 from efface.guard import Guard
 from efface.patch import Patch
+from efface.steer import Guidance, Step
 from efface.tokens import Tokens
 from tests import tiny
 
@@ -31,6 +32,14 @@ class Says(Detector):
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         return [{"cigarette": float("cigarette" in item)} for item in items]
+
+
+class Halves(Guidance):
+    """Halves every prediction for a prompt."""
+
+    def steer(self, step: Step, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        assert step.text is not None
+        return step.text / 2
 
 
 class ReadsStates(Says):
@@ -280,6 +289,25 @@ def test_opened_lets_gradients_flow_with_the_patches_on(pipe: Any) -> None:
             patched = anatomy.of(pipe).denoise(latents, 500, text)
     torch.testing.assert_close(predicted.detach(), patched, atol=1e-5, rtol=0)
     assert (patched - stock).abs().max() > 1e-3
+
+
+def test_opened_through_patches_leaves_the_guidances_out_and_no_guard_stands_in_the_way(pipe: Any) -> None:
+    patch, guidance = strong_patch(pipe), Halves(Concept("cigarette"))
+    target = Protected(pipe, (patch, guidance, Guard(Says())))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def seen(opened: Any) -> torch.Tensor:
+        with opened as white:
+            return white.denoise(latents, 500, anatomy.of(pipe).encode(["a cigarette"]))
+
+    patched, steered = seen(Protected(pipe, (patch,)).opened()), seen(Protected(pipe, (patch, guidance)).opened())
+    assert (patched - steered).abs().max() > 1e-3
+    assert torch.equal(seen(target.opened("patches")), patched)
+    assert torch.equal(seen(target.opened()), steered)
+    assert target(["a cigarette"], **FAST)[0].image is None
+    with pytest.raises(BadInput, match='through must be "patches" or "all", got "guards"'), target.opened("guards"):  # type: ignore[arg-type]
+        pass
 
 
 # C4

@@ -38,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="guidances whose name holds this")
     parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
+    parser.add_argument("--every", type=int, default=1, help="take every n-th prompt alone: quicker, wider intervals")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    pipe, judge, wanted = models.load("picto"), demo.seeing_everything(), chosen()
+    pipe, judge, wanted = models.load("picto"), demo.seeing_everything(), chosen()[:: given.every]
     requests = [item.request for item in wanted]
     none = Protected(pipe, batch_size=16)(requests, **demo.SETTINGS)
     older = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []

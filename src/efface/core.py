@@ -212,7 +212,7 @@ class Target(Protocol):
         """One answer for each request; plain prompt i is drawn with seed + i."""
         ...
 
-    def opened(self) -> AbstractContextManager[White]:
+    def opened(self, through: Literal["patches", "all"] = "all") -> AbstractContextManager[White]:
         """Inside: the model with its defenses on, open to gradients."""
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import ImageFilter
@@ -18,6 +18,7 @@ from efface.anatomy import Text
 from efface.core import Defense, Request, Sample, Soft, Verdict
 from efface.errors import BadInput, UnknownName
 from efface.progress import track
+from efface.steer import Guidance
 from efface.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -63,22 +64,28 @@ class Protected:
         ]
         self._check(wanted)
         samples: dict[int, Sample] = {}
-        with self._defended():
+        with self._defended(self.defenses):
             for batch in track(self._batches(wanted), "drawing"):
                 drawn = self._batch([wanted[i] for i in batch])
                 samples |= dict(zip(batch, drawn, strict=True))
         return [samples[i] for i in range(len(wanted))]
 
     @contextmanager
-    def opened(self) -> Iterator[White]:
-        """Inside: the model with its patches and guidances on, for attacks that need gradients."""
-        with self._defended():
+    def opened(self, through: Literal["patches", "all"] = "all") -> Iterator[White]:
+        """Inside: the model with its patches and guidances on, for attacks that need gradients.
+
+        `through`: "patches" leaves the guidances out of what an attack sees; its texts still meet them when drawn.
+        Guards judge requests, never gradients: in both ways their refusal comes with the picture that is asked for.
+        """
+        if through not in ("patches", "all"):
+            raise BadInput(f'through must be "patches" or "all", got "{through}"')
+        with self._defended([d for d in self.defenses if through == "all" or not isinstance(d, Guidance)]):
             yield White(self.pipe)
 
     @contextmanager
-    def _defended(self) -> Iterator[None]:
+    def _defended(self, defenses: Sequence[Defense]) -> Iterator[None]:
         with ExitStack() as stack:
-            for defense in self.defenses:
+            for defense in defenses:
                 stack.enter_context(defense.on(self.pipe))
             yield
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from efface import catalog, concepts
-from efface.cli import _options, _screen
+from efface.cli import _help, _options, _screen
 from efface.errors import BadInput, UnknownName
 
 SETTINGS = {"context_settings": {"ignore_unknown_options": True, "help_option_names": []}}
@@ -39,7 +38,7 @@ def run(
 ) -> None:
     """Compute a patch that makes a model forget a concept, and save it."""
     if not method or "--help" in (method, *(words or ())):
-        return _help(ctx, method)
+        return _help.show(ctx, "erase", method, "CONCEPT...")
     names, flags = _options.split(words or [])
     info = catalog.info("erase", method)
     settings = catalog.settings(info, flags)
@@ -69,19 +68,3 @@ def _eraser(info: catalog.Info, preset: str, settings: dict[str, Any]) -> Any:
     if not preset:
         return catalog.load("erase", info.name)(**settings)
     return replace(catalog.presets("erase", info.name)[preset], **settings)
-
-
-def _help(ctx: typer.Context, method: str) -> None:
-    if not method or method == "--help":
-        print(ctx.get_help())
-        return
-    info = catalog.info("erase", method)
-    _screen.out.print(f"[bold]efface erase {method}[/] CONCEPT... [--FIELD VALUE]...\n\n{info.doc}\n", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for title in ("field", "default", "what it does"):
-        table.add_column(title)
-    for field in info.fields:
-        table.add_row(f"--{field.name.replace('_', '-')}", field.default or "required", field.help)
-    _screen.out.print(table)
-    if info.presets:
-        _screen.out.print(f"\npresets: {', '.join(info.presets)}")
