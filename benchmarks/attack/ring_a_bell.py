@@ -1,6 +1,6 @@
 """Time a generation of Ring-A-Bell's search at ViT-L/14 text shapes beside the plain published loop, written out here.
 
-    python -m benchmarks.attack.ring_a_bell        # twelve minutes of one free core, nine gigabytes for the plain loop
+    python -m benchmarks.attack.ring_a_bell    # twelve minutes of one free core; 14 GB for the plain loop
 
 Writes results/ring_a_bell.json and prints a table. One thread, random weights, population 200, K = 16. The search runs
 to its steady state; from there both forms go on from the same population and the same random numbers, and must come to

