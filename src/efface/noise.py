@@ -5,6 +5,7 @@ Legend: B pictures, C h w latents, t training timesteps from 0 to 1000.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from efface.anatomy import Family
-from efface.errors import BadInput
+from efface.errors import BadInput, EffaceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,6 +83,21 @@ def moments(family: Family, pictures: Sequence[Image], size: tuple[int, int] | N
         rows.append(((found.mean.float() - shift) * factor, found.std.float() * factor))
     mean, deviation = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return Moments(mean, deviation)
+
+
+def decoded(family: Family, latents: Tensor) -> list[Image]:
+    """The pictures of latents (B, C, h, w). Raises EffaceError where the autoencoder gives no numbers."""
+    vae = family.pipe.vae
+    unscaled = latents.float() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    pixels = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
+    if not pixels.isfinite().all():
+        raise EffaceError("the autoencoder gives no numbers: its weights are damaged, or overflow in half precision")
+    return family.pipe.image_processor.postprocess(pixels.float(), output_type="pil")
+
+
+def mixed(*parts: object) -> int:
+    """One seed of several things, none of which can be mistaken for another."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def _over(level: Tensor, latents: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from efface.erase import _finetune
 from efface.erase._finetune import CHECKPOINT, LOG, STOP, Recipe, Training
 from efface.erase._student import Student
 from efface.errors import BadInput, EffaceError
+from efface.noise import mixed
 
 STEPS = Recipe(12, 0.01, every=4, average=0.9)
 
@@ -127,7 +127,7 @@ def test_one_step_is_adamw_on_the_mean_of_the_accumulated_gradients() -> None:
     reference = Numbers()
     optimiser = torch.optim.AdamW(reference.parameters.values(), lr=0.01, weight_decay=0.1)
     for turn in range(4):
-        dice = torch.Generator().manual_seed(_finetune._mixed(0, 1, turn, 0))
+        dice = torch.Generator().manual_seed(mixed(0, 1, turn, 0))
         twin = Training(reference, STEPS, "", 0)
         (noisy(twin)(1, dice)["loss"] / 4).backward()
     optimiser.step()
@@ -286,7 +286,7 @@ def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> N
     for step in (1, 2, 3):
         optimiser.zero_grad()
         for rank in (0, 1):
-            dice = torch.Generator().manual_seed(_finetune._mixed(0, step, 0, rank))
+            dice = torch.Generator().manual_seed(mixed(0, step, 0, rank))
             (noisy(twin)(step, dice)["loss"] / 2).backward()
         optimiser.step()
         for name, value in mean.items():

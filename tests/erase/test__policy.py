@@ -15,6 +15,7 @@ from efface.erase import _policy
 from efface.erase._policy import Baseline, Memory, log_probability, steps_of, surrogate
 from efface.erase._rollout import nothing
 from efface.errors import BadInput, DoesNotFit, EffaceError
+from efface.noise import decoded
 from tests import families, tiny
 
 SD = {
@@ -184,7 +185,7 @@ def test_decoded_pictures_are_the_pipelines_own() -> None:
     pipe = tiny.tiny_pipeline()
     latents = torch.randn(2, 4, 8, 8, generator=dice())
     with torch.no_grad():
-        ours = _policy.decoded(anatomy.of(pipe), latents)
+        ours = decoded(anatomy.of(pipe), latents)
         theirs = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     wanted = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert [picture.tobytes() for picture in ours] == [one.numpy().tobytes() for one in wanted]
@@ -196,7 +197,7 @@ def test_damaged_weights_are_told_from_bad_luck(part: str) -> None:
     next(iter(getattr(pipe, part).parameters())).data[:] = math.nan
     pipe.vae.decoder.conv_in.weight.data[:] = math.nan
     with torch.no_grad(), pytest.raises(EffaceError, match="damaged"):
-        _policy.decoded(anatomy.of(pipe), drawn(pipe)[-1].latents[-1])
+        decoded(anatomy.of(pipe), drawn(pipe)[-1].latents[-1])
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])

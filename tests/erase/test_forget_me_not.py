@@ -13,10 +13,10 @@ from torch import Tensor
 from efface import anatomy
 from efface.core import Concept
 from efface.erase._columns import indicator, positions, watched
-from efface.erase._finetune import _mixed
 from efface.erase._hold import ROWS
 from efface.erase.forget_me_not import PRESETS, ForgetMeNot
 from efface.errors import BadInput, DoesNotFit, EffaceError
+from efface.noise import mixed
 from tests.families import FAMILIES
 from tests.tiny import WINDOW, picture, tiny_pipeline
 
@@ -57,7 +57,7 @@ def test_one_step_is_the_formulas_gradient_through_adamw(tmp_path: Path) -> None
     patch = eraser.fit(tiny_pipeline(), CIGARETTE, work=tmp_path)
 
     pipe = tiny_pipeline()
-    dice = torch.Generator().manual_seed(_mixed(0, 1, 0, 0))
+    dice = torch.Generator().manual_seed(mixed(0, 1, 0, 0))
     torch.randint(1, (1,), generator=dice)
     torch.randn(1, 4, 8, 8, generator=dice)
     t = torch.randint(1000, (1,), generator=dice)

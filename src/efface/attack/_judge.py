@@ -27,7 +27,7 @@ def scores(judge: Detector, concept: Concept, samples: Sequence[Sample]) -> list
 def limit(judge: Detector) -> float:
     """The smallest score that counts: what was fitted for the judge, else 0.5; never below what it can give at all."""
     own = 0.5 if judge.fitted is None else judge.fitted
-    return max(own, float(getattr(judge, "floor", 0.0)))
+    return max(own, judge.floor)
 
 
 def _of(concept: Concept, labels: Mapping[str, float]) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from efface.erase._student import Student
 from efface.errors import BadInput, EffaceError
+from efface.noise import mixed
 from efface.progress import track
 
 CHECKPOINT, LOG, STOP = "checkpoint.safetensors", "losses.jsonl", "stop"
@@ -105,7 +106,7 @@ class Training:
         self._optimiser.zero_grad()
         device = next(iter(self.student.parameters.values())).device
         for turn in range(recipe.accumulate):
-            dice = torch.Generator().manual_seed(_mixed(self.seed, self.step, turn, _rank()))
+            dice = torch.Generator().manual_seed(mixed(self.seed, self.step, turn, _rank()))
             autocast = torch.autocast(device.type, recipe.precision, enabled=recipe.precision is not None)
             with self.student.on():
                 with autocast:
@@ -206,13 +207,6 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf  # half-written by a kill
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers, none of which can be mistaken for another."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
 def _rank() -> int:

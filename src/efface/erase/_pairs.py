@@ -5,7 +5,6 @@ Legend: N pairs, B of them at a time, C h w latents.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from efface.anatomy import Family, Text
 from efface.core import Detector
 from efface.erase._rollout import guidance, schedule
 from efface.errors import BadInput, EffaceError
-from efface.noise import Moments, draw, latent_shape, moments, noised
+from efface.noise import Moments, decoded, draw, latent_shape, mixed, moments, noised
 from efface.progress import track
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Prompts = Sequence[tuple[str, str]]
@@ -81,7 +80,7 @@ class SDEdit:
         shape, device = latent_shape(family), next(iter(texts.values())).states.device
 
         def noise(rows: Sequence[int], attempt: int, side: str) -> Tensor:
-            dice = [torch.Generator().manual_seed(_mixed(self.seed, row, attempt, side)) for row in rows]
+            dice = [torch.Generator().manual_seed(mixed(self.seed, row, attempt, side)) for row in rows]
             return torch.cat([draw((1, *shape), one, device) for one in dice])
 
         def drawn(rows: Sequence[int], attempt: int) -> Tensor:
@@ -99,7 +98,7 @@ class SDEdit:
         def fires(latents: Tensor, wanted: bool) -> list[bool]:
             if self.detector is None:
                 return [True] * len(latents)
-            scores = self.detector(_pictures(family, latents))
+            scores = self.detector(decoded(family, latents))
             return [score >= limit if wanted else score < limit for score in scores]  # a NaN score passes neither
 
         unsafe = self._searched(count, drawn, lambda found: fires(found, True), "unsafe")
@@ -182,16 +181,3 @@ def read(family: Family, folder: Path) -> Pairs:
         if one.size != other.size:
             raise BadInput(f"{path}: {other.size} pixels, its unsafe twin {one.size}: a pair needs one size")
     return Pairs(moments(family, [one for one, _ in opened]), moments(family, [other for _, other in opened]))
-
-
-def _pictures(family: Family, latents: Tensor) -> list[Image]:
-    """What the latents look like."""
-    vae = family.pipe.vae
-    unscaled = latents.float() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    pixels = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
-    return family.pipe.image_processor.postprocess(pixels.float(), output_type="pil")
-
-
-def _mixed(*parts: object) -> int:
-    """One seed of several things, none of which can be mistaken for another."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1

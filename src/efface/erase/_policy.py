@@ -23,7 +23,7 @@ from efface.errors import BadInput, DoesNotFit, EffaceError
 from efface.noise import draw, latent_shape
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +197,3 @@ class Memory:
                 kept.append(line)
                 self._told(found["pictures"])
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def decoded(family: Family, latents: Tensor) -> list[Image]:
-    """The pictures of latents (B, C, h, w). Raises EffaceError where the autoencoder gives no numbers."""
-    vae = family.pipe.vae
-    pixels = vae.decode((latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)).to(vae.dtype))
-    if not pixels.sample.isfinite().all():
-        raise EffaceError("the autoencoder gives no numbers: its weights are damaged, or overflow in half precision")
-    return family.pipe.image_processor.postprocess(pixels.sample, output_type="pil")

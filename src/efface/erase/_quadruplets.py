@@ -23,6 +23,7 @@ from efface.clip import BATCH, Clip
 from efface.core import Concept
 from efface.erase._rollout import nothing, rolled
 from efface.errors import BadInput
+from efface.noise import decoded
 from efface.progress import track
 from efface.tokens import Tokens
 
@@ -138,11 +139,10 @@ def _pictures(
     family: Family, prompts: Sequence[str], steps: int, guidance: float, dice: torch.Generator
 ) -> list[Image.Image]:
     """The end of a rollout, decoded."""
-    pipe, text, null = family.pipe, family.encode(prompts), nothing(family)
+    text, null = family.encode(prompts), nothing(family)
     null = null[torch.zeros(len(prompts), dtype=torch.long, device=null.states.device)]
     latents = rolled(family, text, null, guidance, steps, steps, dice)[-1].latents
-    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    return pipe.image_processor.postprocess(decoded.float(), output_type="pil")
+    return decoded(family, latents)
 
 
 class Towers:

@@ -21,6 +21,7 @@ from efface.erase._reward import Ask, asked, judge_of, rewards, some
 from efface.erase._rollout import nothing
 from efface.erase._student import Adapters, Student, still
 from efface.errors import BadInput
+from efface.noise import decoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -216,7 +217,7 @@ class _Rounds:
             null = self.null[torch.zeros(len(text.states), dtype=torch.long)]
             rollout = _policy.rollout(self.family, text, null, method.guidance, self.steps, dice)
             parts.append((text, rollout))
-            pictures += _policy.decoded(self.family, rollout.latents[-1])
+            pictures += decoded(self.family, rollout.latents[-1])
         rows = rewards(step, asks, pictures, self.judge, self.clip, method.unsafe_weight, method.meaning_weight)
         advantages = torch.tensor(self.memory.advantages(step, rows), device=self.null.states.device)
         cut = advantages.float().split(method.batch)

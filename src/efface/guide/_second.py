@@ -52,7 +52,9 @@ class Second:
         null = rows[NULL]
         guided = null + step.scale * (text - null)
         if rescale := getattr(step.family.pipe, "guidance_rescale", 0.0):
-            guided = _rescaled(guided, text, rescale)
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+            guided = rescale_noise_cfg(guided, text, rescale)
         self.prediction = guided
 
     def advance(self, sample: Tensor, advance: Advance) -> Tensor:
@@ -84,10 +86,3 @@ def _held(own: Tensor, left: Tensor, now: Tensor) -> Tensor:
     changed = now != left
     # all of it: not a mask, but another guidance that moved the picture
     return own if changed.all() else torch.where(changed, now, own)
-
-
-def _rescaled(guided: Tensor, text: Tensor, share: float) -> Tensor:
-    """Guidance with the contrast of the prompt's own prediction. arXiv:2305.08891, Sec. 3.4."""
-    over = list(range(1, text.dim()))
-    same = guided * (text.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True))
-    return share * same + (1 - share) * guided
