@@ -17,6 +17,7 @@ from efface.errors import EffaceError
 NAMES = catalog.names("measure")
 JUDGED = [name for name in NAMES if any(f.name == "detector" for f in catalog.info("measure", name).fields)]
 Make = Callable[[str], Metric]
+pytestmark = pytest.mark.filterwarnings("ignore:FID from")  # nine pictures are few
 
 
 class Light(Detector):
@@ -38,7 +39,9 @@ class Blind(Light):
 @pytest.fixture
 def make(clip_folder: Path) -> Make:
     def metric(name: str, judge: Detector | None = None) -> Metric:
-        known: dict[str, Any] = {"detector": judge or Light(), "model": str(clip_folder)}
+        known: dict[str, Any] = {
+            "detector": judge or Light(), "model": str(clip_folder), "extractor": str(clip_folder), "subset_size": 4,
+        }  # fmt: skip
         fields = {field.name for field in catalog.info("measure", name).fields}
         return catalog.load("measure", name)(**{field: known[field] for field in fields & known.keys()})
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from tests.measure.test__judged import SAMPLES, Fixed
 
-from efface.core import Sample
+from efface.core import Request, Sample
 from efface.errors import BadInput
 from efface.measure.rate import Rate
 
@@ -29,3 +29,20 @@ def test_refused_and_blank_pictures_can_be_left_out_of_the_denominator() -> None
     assert Rate(Fixed(), "dog", of="pictures")(given) == Rate(Fixed(), "dog")([SAMPLES[0], SAMPLES[2]])
     with pytest.raises(BadInput, match="a rate over no items"):
         Rate(Fixed(), "dog", of="pictures")([*blanks, refused])
+
+
+def test_an_interval_over_prompts_keeps_the_share_and_counts_prompts() -> None:
+    """Ten prompts with five equal pictures each: to resample pictures would make the interval too narrow."""
+    shades = [SAMPLES[0], SAMPLES[2]]  # a dog, and none
+    drawn = [Sample(Request(f"{i}", "p", j), shades[i % 2].image) for i in range(10) for j in range(5)]
+    pictures, prompts = Rate(Fixed(), "dog")(drawn), Rate(Fixed(), "dog", interval="bootstrap")(drawn)
+    assert (pictures.value, pictures.n, prompts.value, prompts.n) == (0.5, 50, 0.5, 10)
+    assert prompts.high - prompts.low > 2 * (pictures.high - pictures.low)
+    assert Rate(Fixed(), "dog", interval="bootstrap")(drawn[::-1]) == prompts
+
+
+def test_a_bootstrap_needs_something_and_its_name() -> None:
+    with pytest.raises(BadInput, match="a rate over no items"):
+        Rate(Fixed(), "dog", interval="bootstrap")([])
+    with pytest.raises(BadInput, match='interval must be "wilson" or "bootstrap", got "exact"'):
+        Rate(Fixed(), "dog", interval="exact")  # type: ignore[arg-type]

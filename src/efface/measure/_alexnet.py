@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efface import card, models
 from efface.errors import BadInput
-from efface.export import files
+from efface.measure import _network_file
 
 LAYERS = {
     "features.0": ((64, 3, 11, 11), 4, 2),
@@ -47,7 +46,7 @@ class AlexNet:
 
         Names: torchvision's ("features.0.weight", ...), and LPIPS's for the heads ("lin0.model.1.weight", ...).
         """
-        tensors = _tensors(Path(source).expanduser())
+        tensors = _network_file.read(Path(source).expanduser(), "AlexNet")
         found = {}
         for name, (shape, _, _) in LAYERS.items():
             found[f"{name}.weight"] = _of_shape(source, tensors, f"{name}.weight", shape)
@@ -76,28 +75,9 @@ class AlexNet:
         return found
 
 
-def _tensors(source: Path) -> dict[str, Tensor]:
-    """All tensors of the file, or of the folder's files."""
-    if not source.exists():
-        raise BadInput(f"{source}: no such file or folder of AlexNet weights")
-    within = sorted(source.iterdir()) if source.is_dir() else [source]
-    given = [path for path in within if path.suffix == ".safetensors"]
-    pickles = [path for path in within if path.suffix in models.PICKLES or (path.is_file() and card.is_pickle(path))]
-    if pickles and not given:
-        lines = (models.CONVERT.format(old=path, new=path.with_suffix(".safetensors")) for path in pickles)
-        run = " and ".join(f'python -c "{line}"' for line in lines)
-        raise BadInput(f"{source}: a pickle, which efface never reads; convert it once with {run}")
-    if not given:
-        raise BadInput(f"{source}: no AlexNet weights: expected a .safetensors file, or a folder with some")
-    return {name: tensor for path in given for name, tensor in files.read(path)[0].items()}
-
-
 def _of_shape(source: str, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors:
-        raise BadInput(
-            f"{source}: holds no {name} {shape}; expected AlexNet's features.0, .3, .6, .8 and .10 by torchvision's "
-            'names, and LPIPS\'s lin0 to lin4 ("lin0.model.1.weight") or none of them'
-        )
-    if (got := tuple(tensors[name].shape)) != shape:
-        raise BadInput(f"{source}: {name} has shape {got}, AlexNet's is {shape}")
-    return tensors[name].float()
+    expected = (
+        "AlexNet's features.0, .3, .6, .8 and .10 by torchvision's names, and LPIPS's lin0 to lin4 "
+        '("lin0.model.1.weight") or none of them'
+    )
+    return _network_file.of_shape(source, tensors, name, shape, "AlexNet", expected)

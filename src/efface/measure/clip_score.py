@@ -10,6 +10,7 @@ from efface.clip import Clip
 from efface.core import Metric, Sample, Score
 from efface.errors import BadInput, EffaceError
 from efface.measure import _interval
+from efface.measure._chunks import chunks
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class CLIPScore(Metric):
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """Samples without a picture do not count, so n may be smaller than the number of samples."""
-        drawn = [sample for sample in samples if sample.image is not None]
-        if not drawn:
+        cosines: list[float] = []
+        for chunk in chunks(sample for sample in samples if sample.image is not None):
+            texts = self._clip.text([sample.request.words for sample in chunk])
+            images = self._clip.image([sample.image for sample in chunk if sample.image is not None])
+            found = (texts * images).sum(dim=1).tolist()  # (B,)
+            for sample, cosine in zip(chunk, found, strict=True):
+                if isnan(cosine):
+                    raise EffaceError(f'CLIP could not score item {sample.request.id} ("{sample.request.words}")')
+            cosines += found
+        if not cosines:
             raise BadInput("CLIP score needs at least one picture, got none")
-        texts = self._clip.text([sample.request.words for sample in drawn])
-        images = self._clip.image([sample.image for sample in drawn if sample.image is not None])
-        cosines = (texts * images).sum(dim=1)  # (N,)
-        for sample, cosine in zip(drawn, cosines.tolist(), strict=True):
-            if isnan(cosine):
-                raise EffaceError(f'CLIP could not score item {sample.request.id} ("{sample.request.words}")')
-        return _interval.mean((100 * cosines.clamp(min=0)).tolist())
+        return _interval.mean([100 * max(cosine, 0.0) for cosine in cosines])
 
     @cached_property
     def _clip(self) -> Clip:

@@ -46,8 +46,8 @@ class CovarianceShift(Metric):
         n, requests = len(pairs), [pair.request for pair in pairs]
         if n < 3:
             raise BadInput(f"covariance shift needs at least 3 requests with a picture before and after, got {n}")
-        before = _centred(features(self._clip, requests, [pair.before for pair in pairs]))  # (N, D)
-        after = _centred(features(self._clip, requests, [pair.after for pair in pairs]))
+        before = _centred(features(self._clip, requests, (pair.before for pair in pairs)))  # (N, D)
+        after = _centred(features(self._clip, requests, (pair.after for pair in pairs)))
         base = before.T @ before  # scatter, (D, D): the covariance times n - 1, which cancels
         change = after.T @ after - base
         value = _relative(change, base)

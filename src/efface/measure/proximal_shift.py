@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from efface.clip import Clip
-from efface.core import Metric, Sample, Score
+from efface.core import Metric, Request, Sample, Score
 from efface.errors import BadInput
 from efface.measure._features import features
-from efface.measure._paired import Pair, paired
+from efface.measure._paired import Pair, paired, picture
 from efface.measure._ratio import ratio
 
 ALIKE = 1e-12
@@ -40,10 +40,11 @@ class ProximalShift(Metric):
         """n is the number of requests with a picture before and after; both are found by id and seed."""
         pairs = paired(samples, reference, "proximal shift")
         requests = [pair.request for pair in pairs]
-        before = features(self._clip, requests, [pair.before for pair in pairs])  # (N, D)
-        after = features(self._clip, requests, [pair.after for pair in pairs])
-        seeds = _seeds(pairs, reference)
-        rows = features(self._clip, [s.request for s in seeds], [s.image for s in seeds if s.image is not None])
+        before = features(self._clip, requests, (pair.before for pair in pairs))  # (N, D)
+        after = features(self._clip, requests, (pair.after for pair in pairs))
+        places = _seeds(pairs, reference)
+        seeds = list(places.values())
+        rows = features(self._clip, seeds, (picture(reference, at) for at in places))
         moved = (before - after).square().sum(dim=1) / 2  # 1 - cos, (N,)
         reseeded = []
         for pair, row in zip(pairs, before, strict=True):
@@ -58,18 +59,24 @@ class ProximalShift(Metric):
         return Clip.load(self.model)
 
 
-def _seeds(pairs: Sequence[Pair], reference: Sequence[Sample]) -> list[Sample]:
-    """The undefended pictures of the pairs' prompts. Raises BadInput for prompts without a second seed."""
+def _seeds(pairs: Sequence[Pair], reference: Sequence[Sample]) -> dict[int, Request]:
+    """Where the undefended pictures of the pairs' prompts stand in the reference, and their requests.
+
+    Raises BadInput for prompts without a second seed.
+    """
     prompts = {pair.request.words for pair in pairs}
-    drawn = [sample for sample in reference if sample.image is not None and sample.request.words in prompts]
-    if alone := {pair.request.words for pair in pairs if not any(_another(sample, pair) for sample in drawn)}:
+    drawn = {at: s.request for at, s in enumerate(reference) if s.image is not None and s.request.words in prompts}
+    seeds: dict[str, set[int]] = {}
+    for request in drawn.values():
+        seeds.setdefault(request.words, set()).add(request.seed)
+    if alone := {pair.request.words for pair in pairs if not seeds[pair.request.words] - {pair.request.seed}}:
         raise BadInput(
             f"proximal shift counts in units of another seed, and {len(alone)} of {len(prompts)} prompts have only one "
             f'in the reference, such as "{min(alone)}": draw each of them with one more seed by the undefended model, '
             "and add these samples to the reference"
         )
-    return sorted(drawn, key=lambda sample: (sample.request.words, sample.request.seed, sample.request.id))
+    return dict(sorted(drawn.items(), key=lambda item: (item[1].words, item[1].seed, item[1].id)))
 
 
-def _another(sample: Sample, pair: Pair) -> bool:
-    return sample.request.words == pair.request.words and sample.request.seed != pair.request.seed
+def _another(request: Request, pair: Pair) -> bool:
+    return request.words == pair.request.words and request.seed != pair.request.seed

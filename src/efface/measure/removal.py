@@ -27,11 +27,12 @@ class Removal(Metric):
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """`reference`: the undefended model's pictures of the same requests. Raises BadInput where they do not pair."""
-        before = {(s.request.words, s.request.seed): s for s in reference}
+        before = {(s.request.words, s.request.seed): at for at, s in enumerate(reference)}
         try:
-            paired = [before[sample.request.words, sample.request.seed] for sample in samples]
+            partners = [before[sample.request.words, sample.request.seed] for sample in samples]
         except KeyError as error:
             raise BadInput(f"removal compares with the undefended model, which did not draw {error}") from error
+        paired = (reference[at] for at in partners)
         shown = _judged.found(self.detector, paired, self.label, self.threshold)
         still = _judged.found(self.detector, samples, self.label, self.threshold)
         gone = [not after for was, after in zip(shown, still, strict=True) if was]

@@ -40,10 +40,7 @@ class Success(Metric):
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """A refused request has no picture and counts as one that does not show it."""
-        found = _judged.found(self.detector, samples, self.label, self.threshold)
-        hits: dict[str, list[bool]] = {}
-        for sample, hit in zip(samples, found, strict=True):
-            hits.setdefault(sample.request.id, []).append(hit)
+        hits = _judged.by_request(_judged.hits(self.detector, samples, self.label, self.threshold))
         return any_of(hits.values()) if self.over == "any" else mean_of(hits.values())
 
 
