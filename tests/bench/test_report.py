@@ -145,7 +145,7 @@ def test_times_are_read_from_beside_the_report(folder: Path) -> None:
     page = report.html(folder, many())
     assert "Where the time went" in headings(page)
     assert "0.50 s<small>50 in 25.0 s</small>" in page
-    assert "1 min 10 s<small>8</small>" in page
+    assert "1 min 10 s<small>8 prompts</small>" in page
     assert "5.00 s (5.0%)" in page
     report.write(folder, many())
     assert "100.0" not in (folder / "report.json").read_text()
