@@ -109,6 +109,8 @@ def test_the_best_box_of_each_chosen_class_counts(monkeypatch: pytest.MonkeyPatc
 
     made(monkeypatch, faces, both)
     # float32 within the network
+    assert faces.counts(tiny.pictures(2), 0.4) == [{**dict.fromkeys(FACES, 0), "FACE_MALE": n} for n in (2, 0)]
+    assert [one["FACE_MALE"] for one in faces.counts(tiny.pictures(1), 0.6)] == [1]
     assert faces.scores(tiny.pictures(2)) == [
         {"FACE_FEMALE": 0.0, "FACE_MALE": pytest.approx(0.9)},
         {"FACE_FEMALE": 0.0, "FACE_MALE": 0.0},
@@ -123,6 +125,7 @@ def test_a_network_that_gives_nan_makes_the_score_nan_and_the_guard_refuse(  # t
         return out
 
     made(monkeypatch, detector, spoilt)
+    assert [math.isnan(one["BUTTOCKS_EXPOSED"]) for one in detector.counts(tiny.pictures(2), 0.5)] == [True, False]
     first, second = Guard(detector, 0.4).judge(tiny.pictures(2))
     assert math.isnan(first.score) and not first.allowed
     assert (second.score, second.allowed) == (0, True)

@@ -9,6 +9,7 @@ from tests import tiny
 from efface.clip import Clip
 from efface.core import Request
 from efface.errors import EffaceError
+from efface.measure._chunks import CHUNK
 from efface.measure._features import features
 
 REQUESTS = [Request(f"{i}", "a dog", i) for i in range(3)]
@@ -27,3 +28,11 @@ def test_a_clip_that_gives_nan_stops_with_the_items_id(clip_folder: Path) -> Non
     clip.model.visual_projection.weight.data[0] = torch.nan
     with pytest.raises(EffaceError, match=r'CLIP could not score item 0 \("a dog"\)'):
         features(clip, REQUESTS, tiny.pictures(3))
+
+
+def test_an_iterator_of_pictures_is_taken_a_chunk_at_a_time(clip_folder: Path) -> None:
+    clip, n = Clip.load(clip_folder), CHUNK + 3
+    requests = [Request(f"{i}", "a dog", i) for i in range(n)]
+    rows = features(clip, requests, (tiny.picture(i) for i in range(n)))
+    torch.testing.assert_close(rows.float(), clip.image(tiny.pictures(n)), atol=0, rtol=0)
+    assert features(clip, [], []).shape == (0, rows.shape[1])

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from tests import tiny
+from tests.measure.test__chunks import Lazy
 
 from efface.core import Detector, Request, Sample
 from efface.detect.blocklist import Blocklist
 from efface.errors import BadInput, EffaceError, UnknownName
-from efface.measure._judged import found
+from efface.measure import _chunks
+from efface.measure._judged import by_request, found, hits
 
 NAN = math.nan
 SCORES = [{"dog": 0.9, "cat": 0.1}, {"dog": 0.5, "cat": NAN}, {"dog": 0.2, "cat": 0.7}]
@@ -59,3 +61,21 @@ def test_wrong_use_is_said() -> None:
         found(Fixed(), SAMPLES, "dog", 50)
     with pytest.raises(BadInput, match="item id-1"):
         found(Fixed(), SAMPLES, {"id-0": "dog", "id-2": "dog"}, 0.5)
+
+
+def test_lazy_samples_are_looked_up_once_and_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunks, "CHUNK", 2)
+    asked: list[int] = []
+
+    class Watched(Detector):
+        reads = "image"
+
+        def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+            asked.append(len(items))
+            return [{"dog": 1.0} for _ in items]
+
+    lazy = Lazy([True, True, False, True, True, True])
+    assert found(Watched(), lazy, "dog", 0.5) == [True, True, False, True, True, True]
+    assert asked == [2, 2, 1] and lazy.read == [1] * 6
+    pairs = by_request(hits(Watched(), [*SAMPLES, SAMPLES[0]], "dog", 0.5))
+    assert pairs == {"id-0": [True, True], "id-1": [True], "id-2": [True]}

@@ -4,9 +4,10 @@ import random
 
 import pytest
 from tests import tiny
+from tests.measure.test__chunks import Lazy
 
 from efface.core import Request, Sample
-from efface.errors import BadInput
+from efface.errors import BadInput, EffaceError
 from efface.measure._paired import paired
 
 
@@ -55,3 +56,20 @@ def test_an_id_that_stands_twice_with_one_seed_is_named() -> None:
         paired(drawn(0, 1), drawn(0, 1) + drawn(2, first=1), "it")
     with pytest.raises(BadInput, match="more than once in the samples"):
         paired(drawn(0) * 2, drawn(0), "it")
+
+
+def test_pairs_hold_no_pictures_but_look_them_up() -> None:
+    samples, reference = Lazy([True, False, True]), Lazy([True] * 3)
+    pairs = paired(samples, reference, "it")
+    assert [pair.request.id for pair in pairs] == ["0000", "0002"]
+    assert (samples.read, reference.read) == ([1, 1, 1], [1, 1, 1])
+    assert pairs[1].after.tobytes() == tiny.picture(2, 8).tobytes()
+    assert (samples.read, reference.read) == ([1, 1, 2], [1, 1, 1])
+
+
+def test_a_picture_that_is_gone_since_is_an_error() -> None:
+    samples = Lazy([True, True])
+    (pair, _) = paired(samples, Lazy([True, True]), "it")
+    samples.drawn = [False, True]
+    with pytest.raises(EffaceError, match="item 0000: its picture is gone since it was counted"):
+        _ = pair.after

@@ -16,6 +16,7 @@ from efface.errors import EffaceError
 
 NAMES = catalog.names("measure")
 JUDGED = [name for name in NAMES if any(f.name == "detector" for f in catalog.info("measure", name).fields)]
+LIGHT = {f"{i:04d}": "light" for i in range(36)}
 Make = Callable[[str], Metric]
 pytestmark = pytest.mark.filterwarnings("ignore:FID from")  # nine pictures are few
 
@@ -27,6 +28,18 @@ class Light(Detector):
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         return [{"light": item.convert("L").getpixel((0, 0)) / 255} for item in items]
+
+    def counts(self, items: Sequence[Any], threshold: float) -> list[Mapping[str, float]]:
+        """As a detector of boxes would: one where it is light."""
+        found = [s["light"] for s in self.scores(items)]
+        return [{"light": math.nan if math.isnan(score) else score >= threshold} for score in found]
+
+
+class Shades(Light):
+    """A classifier of two labels."""
+
+    def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
+        return [{**s, "dark": 1 - s["light"]} for s in super().scores(items)]
 
 
 class Blind(Light):
@@ -41,6 +54,7 @@ def make(clip_folder: Path) -> Make:
     def metric(name: str, judge: Detector | None = None) -> Metric:
         known: dict[str, Any] = {
             "detector": judge or Light(), "model": str(clip_folder), "extractor": str(clip_folder), "subset_size": 4,
+            "pictures": 1, "classifier": Shades(), "target": "light", "expected": LIGHT,
         }  # fmt: skip
         fields = {field.name for field in catalog.info("measure", name).fields}
         return catalog.load("measure", name)(**{field: known[field] for field in fields & known.keys()})

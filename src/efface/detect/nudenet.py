@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from math import nan
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -69,18 +70,30 @@ class NudeNet(Detector):
 
     def scores(self, items: Sequence[Any]) -> list[Mapping[str, float]]:
         """Each chosen class's largest score in each picture (PIL, RGB array or path)."""
+        return [
+            {label: nan if of is None else max(of[label], default=0.0) for label in self.classes}
+            for of in self._boxes(items)
+        ]
+
+    def counts(self, items: Sequence[Any], threshold: float) -> list[Mapping[str, float]]:
+        """How many boxes of each chosen class score at least `threshold` in each picture; NaN where it cannot tell."""
+        return [
+            {label: nan if of is None else float(sum(s >= threshold for s in of[label])) for label in self.classes}
+            for of in self._boxes(items)
+        ]
+
+    def _boxes(self, items: Sequence[Any]) -> Iterator[Mapping[str, list[float]] | None]:
+        """The scores of each chosen class's boxes, picture by picture; None where the network gave no numbers."""
         network, session = self._parts
-        found: list[Mapping[str, float]] = []
         for start in range(0, len(items), BATCH):
             batch = [np.asarray(_pictures.rgb(item)) for item in items[start : start + BATCH]]
             boxes = network.detect_batch(batch, len(batch))
             for at, whole in zip(boxes, session.whole, strict=True):
-                best = dict.fromkeys(self.classes, 0.0 if whole else float("nan"))
+                of: dict[str, list[float]] = {label: [] for label in self.classes}
                 for box in at:
-                    if box["class"] in best:
-                        best[box["class"]] = max(best[box["class"]], box["score"])
-                found.append(best)
-        return found
+                    if box["class"] in of:
+                        of[box["class"]].append(box["score"])
+                yield of if whole else None
 
     @cached_property
     def _parts(self) -> tuple[Any, _Session]:

@@ -1,7 +1,8 @@
 """What a judge finds in samples. A judge that cannot score stops the measurement, with the item's name."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
+from typing import Any
 
 from efface.core import Detector, Request, Sample, Score
 from efface.errors import BadInput, EffaceError, UnknownName
@@ -36,10 +37,17 @@ def judged(judge: Detector, samples: Iterable[Sample]) -> Iterator[tuple[Request
     """Each sample's request and the judge's scores, none without a picture. Pictures are read 64 at a time."""
     if judge.reads != "image":
         raise BadInput(f"{type(judge).__name__} reads prompts: pictures need a detector that reads pictures")
+    return read(judge.scores, samples)
+
+
+def read(
+    find: Callable[[Sequence[Any]], list[Mapping[str, float]]], samples: Iterable[Sample]
+) -> Iterator[tuple[Request, Mapping[str, float] | None]]:
+    """Each sample's request and what `find` gives for its picture, none without one. Pictures come 64 at a time."""
     for chunk in chunks(samples):
         drawn = [sample for sample in chunk if sample.image is not None]
-        scores = dict(zip(map(id, drawn), judge.scores([sample.image for sample in drawn]), strict=True))
-        yield from ((sample.request, None if sample.image is None else scores[id(sample)]) for sample in chunk)
+        own = dict(zip(map(id, drawn), find([sample.image for sample in drawn]), strict=True))
+        yield from ((sample.request, own.get(id(sample))) for sample in chunk)
 
 
 def by_request(pairs: Iterable[Hit]) -> dict[str, list[bool]]:

@@ -45,7 +45,6 @@ class FID(Metric):
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     kind: ClassVar[Literal["share", "number"]] = "number"
-    compares: ClassVar[bool] = True
 
     extractor: str = "picto/clip"
     """"picto/clip", a folder or hub id of a CLIP, or "inception" (the papers'; give `weights`)."""
@@ -62,6 +61,11 @@ class FID(Metric):
         _extractor.check("FID", self.extractor, self.weights, self.resize)
         if self.resamples < 1:
             raise BadInput(f"FID: resamples must be at least 1, got {self.resamples}")
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        """Whether it needs the undefended model's pictures: not where it has a folder of real ones."""
+        return not self.real
 
     @property
     def name(self) -> str:

@@ -42,7 +42,6 @@ class KID(Metric):
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     kind: ClassVar[Literal["share", "number"]] = "number"
-    compares: ClassVar[bool] = True
 
     extractor: str = "picto/clip"
     """"picto/clip", a folder or hub id of a CLIP, or "inception" (the papers'; give `weights`)."""
@@ -63,6 +62,11 @@ class KID(Metric):
             raise BadInput(f"KID: subsets must be at least 2, got {self.subsets}")
         if self.subset_size < 2:
             raise BadInput(f"KID: subset_size must be at least 2, got {self.subset_size}")
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        """Whether it needs the undefended model's pictures: not where it has a folder of real ones."""
+        return not self.real
 
     @property
     def name(self) -> str:
