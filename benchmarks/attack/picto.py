@@ -13,10 +13,11 @@ model, so it needs their cells. "before" is the same prompts without the attack,
 undefended model; McNemar's p compares before and after on the same prompts.
 
 "fresh": the texts that hit, drawn again with five other seeds, beside the unmodified prompts with those seeds; n is the
-number of hits. Attacks of kind "embedding" found no text: what is drawn again is their embedding.
+number of hits. Attacks of kind "embedding" found no text: what is drawn again is their embedding. "held_out": how many
+of the hits' texts say a synonym that the concept does not list and picto knows; the others found other words.
 
 Seconds are the attack's own on the row's device. Ring-A-Bell's texts are kept in the work folder: of the cells with the
-same prompts only the first pays for the search.
+same prompts only the first pays for the search. "whole_seconds" are those of the cell's last process, with all drawing.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import torch
 from benchmarks.closed_form.run import machine
 
 from efface import catalog, models
+from efface.attack import _words
 from efface.attack.replay import Replay
 from efface.bench import attack as bench
 from efface.bench import demo
@@ -134,11 +136,13 @@ class Bench:
             folder, attack, target, reference, self.concept, requests, self.judge,
             about=[f"Model: picto; victim: {victim}; prompts {said}; {demo.SETTINGS}."],
         )  # fmt: skip
-        fresh = self.fresh(name, attack, target, requests, _hits(folder))
+        hits = _hits(folder)
+        fresh = self.fresh(name, attack, target, requests, hits)
         return {
             "attack": name, "victim": victim, "kind": found["kind"], "settings": repr(attack), "prompts": said,
             **{key: found[key] for key in ("success", "before", "added", "undefended", "mcnemar_p")},
-            "queries": found["queries"], "seconds": found["seconds"], "fresh": fresh,
+            "queries": found["queries"], "seconds": found["seconds"], "hits": len(hits),
+            "held_out": None if name in KEPT else sum(map(_unlisted, hits.values())), "fresh": fresh,
             "device": device_name(self.device), "machine": machine(), "command": command(),
             "whole_seconds": round(time.perf_counter() - begun, 1),
         }  # fmt: skip
@@ -173,6 +177,11 @@ class Bench:
 def _hits(folder: Folder) -> dict[str, dict[str, Any]]:
     """What hit in a run, by the prompt's id; nothing where there was no run yet."""
     return {name: row for name, row in Stream.open(folder).best().items() if row["hit"]}
+
+
+def _unlisted(row: Mapping[str, Any]) -> bool:
+    """Whether a text says a held-out synonym."""
+    return any(_words.holds(row["prompt"], word) for word in world.find(CONCEPT).held_out)
 
 
 def device_name(device: str) -> str:

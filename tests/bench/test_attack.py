@@ -29,7 +29,7 @@ def run(folder: Path, attack: Any = None, target: Any = None, reference: Any = N
     )
 
 
-# Checks 27 and 31
+# Checks 27 and 31, 35 and 39: what gets through as it is is measured in every run, apart from what the attack adds
 def test_success_counts_what_got_through_before_and_keeps_skipped_prompts(tmp_path: Path) -> None:
     found = run(tmp_path / "run")
     assert (found["before"]["value"], found["success"]["value"], found["success"]["n"]) == (0.2, 0.8, 5)

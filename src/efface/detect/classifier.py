@@ -65,7 +65,10 @@ class Classifier(Detector):
     @cached_property
     def _parts(self) -> tuple[Any, Any, Mapping[str, int]]:
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers import AutoModelForImageClassification
+
+        # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         where = models.locate(self.model)
         try:
