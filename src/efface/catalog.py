@@ -56,6 +56,8 @@ def names(family: str) -> tuple[str, ...]:
 @cache
 def info(family: str, name: str) -> Info:
     """Parse a method's file: its class, fields with their help, presets. Costs a millisecond, imports nothing."""
+    if family == "suite":
+        return _suite(name)
     if name not in names(family):
         raise UnknownName(f"{family} method", name, names(family))
     tree = ast.parse(Path(__file__).parent.joinpath(family, f"{name}.py").read_text(encoding="utf-8"))
@@ -78,6 +80,28 @@ def load(family: str, name: str) -> type:
 def presets(family: str, name: str) -> Mapping[str, Any]:
     """The presets of a method, by name; empty where its file has none. This imports it, and torch with it."""
     return getattr(importlib.import_module(f"efface.{family}.{name}"), "PRESETS", {})
+
+
+def suites() -> tuple[str, ...]:
+    """The named benchmarks, in the order of their file."""
+    return tuple(node.name.replace("_", "-") for node in _suites())
+
+
+def detector(text: str) -> Any:
+    """DETECTOR[:FIELD=V,...] as a detector; this imports it, and torch with it."""
+    name, _, fields = text.partition(":")
+    return load("detect", name)(**settings(info("detect", name), assigned(text, fields)))
+
+
+def assigned(whole: str, text: str) -> dict[str, str]:
+    """FIELD=V,... as texts by field; `whole` is named where something is wrong."""
+    fields: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, given, value = part.partition("=")
+        if not given:
+            raise BadInput(f'{whole}: expected FIELD=VALUE, got "{part}"')
+        fields[name.strip()] = value
+    return fields
 
 
 def by_class(family: str, cls: str) -> type:
@@ -153,6 +177,28 @@ def _read(node: ast.ClassDef) -> tuple[dict[str, Any], list[Field]]:
         default = None if statement.value is None else ast.unparse(statement.value)
         fields.append(Field(name, annotation, default, help_text))
     return facts, fields
+
+
+def _suites() -> list[ast.FunctionDef]:
+    tree = ast.parse(Path(__file__).parent.joinpath("bench", "suites.py").read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def _suite(name: str) -> Info:
+    """A suite's arguments are its fields; their help is the lines `argument: ...` of its docstring."""
+    node = next((node for node in _suites() if node.name == name.replace("-", "_")), None)
+    if node is None:
+        raise UnknownName("suite", name, suites(), "or give a TOML file that describes one")
+    doc = ast.get_docstring(node) or ""
+    parted = (line.partition(": ") for line in doc.splitlines())
+    told = {name: text for name, colon, text in parted if colon}
+    defaults = [None] * (len(node.args.args) - len(node.args.defaults)) + [ast.unparse(d) for d in node.args.defaults]
+    fields = tuple(
+        Field(arg.arg, ast.unparse(arg.annotation) if arg.annotation else "str", default, told.get(arg.arg, ""))
+        for arg, default in zip(node.args.args, defaults, strict=True)
+    )
+    text = "\n".join(line for line in doc.splitlines() if line.partition(": ")[0] not in {f.name for f in fields})
+    return Info("suite", name, node.name, doc.split("\n", 1)[0], text.strip(), {}, fields, ())
 
 
 def _presets(tree: ast.Module) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ ARTISTS = (
     "Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng", "Ajin: Demi Human",
 )  # fmt: skip
 """Five famous and five modern ones; their anchor is "art"."""
+STYLES = tuple(f"{style}-style" for style in world.STYLES)
+"""picto's styles as concepts."""
 IMAGENETTE = ("church", "garbage truck", "English springer", "golf ball", "parachute")
 """The Imagenette classes that RECE erases; its hard ones first."""
 
@@ -36,7 +38,8 @@ def ready() -> dict[str, tuple[Concept, str]]:
     found = {c.name: (c, source) for c, source in ((NUDITY, RECE), (UNSAFE, I2P))}
     found |= {_slug(name): (Concept(_slug(name), (name,), anchor="art"), RECE) for name in ARTISTS}
     found |= {_slug(name): (Concept(_slug(name), (name,)), RECE) for name in IMAGENETTE}
-    return found | {name: (picto(name), "picto: name and known synonyms") for name in world.SENSITIVE}
+    found |= {name: (picto(name), "picto: name and known synonyms") for name in world.SENSITIVE}
+    return found | {name: (picto_style(name), "picto: the style's name") for name in STYLES}
 
 
 def picto(name: str) -> Concept:
@@ -50,6 +53,18 @@ def picto(name: str) -> Concept:
     others = tuple(world.phrase(thing.name) for thing in world.OBJECTS if thing.name != name)
     prompts = tuple(world.phrase(word) for word in words)
     return Concept(name, prompts, anchor="a rose", keep=others, pairs=tuple(world.concept_pairs(name)))
+
+
+def picto_style(name: str) -> Concept:
+    """One of picto's styles, drawn as the next one instead, keeping objects without a style and in the other two."""
+    if name not in STYLES:
+        raise UnknownName("picto style", name, STYLES)
+    at = STYLES.index(name)
+    style, *others = world.STYLES[at:] + world.STYLES[:at]
+    things = [world.phrase(thing.name) for thing in world.OBJECTS]
+    kept = tuple(world.caption(thing, style=(others[i % 2] if i % 4 > 1 else "")) for i, thing in enumerate(things))
+    pairs = tuple((world.caption(thing, style=style), thing) for thing in things[:8])
+    return Concept(name, (f"{style} style",), anchor=f"{others[0]} style", keep=kept, pairs=pairs)
 
 
 def find(name: str) -> Concept:

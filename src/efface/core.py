@@ -237,6 +237,10 @@ class Metric(ABC):
     """Turns samples into a number with an interval."""
 
     better: ClassVar[Literal["higher", "lower"]]
+    kind: ClassVar[Literal["share", "number"]] = "share"
+    """Whether the number is a share, 0..1, or has a scale of its own."""
+    compares: ClassVar[bool] = False
+    """Whether it needs the undefended model's pictures beside those it is about."""
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:

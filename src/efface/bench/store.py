@@ -48,18 +48,33 @@ class Folder:
 
     def keep(self, sample: Sample, where: str = "samples") -> dict[str, Any]:
         """Save a sample's picture, with prompt and seed in the PNG, and describe the sample as JSON can hold it."""
-        from PIL.PngImagePlugin import PngInfo
+        request = sample.request
+        found = described(sample, f"{where}/{request.id}.png")
+        if found["file"] is not None:
+            self.write(found["file"], png(sample))
+        return found
 
-        request, file = sample.request, None
-        if sample.image is not None:
-            info = PngInfo()
-            info.add_text("prompt", request.words)
-            info.add_text("seed", str(request.seed))
-            png = BytesIO()
-            sample.image.save(png, format="PNG", pnginfo=info)
-            file = self.write(f"{where}/{request.id}.png", png.getvalue()).relative_to(self.path).as_posix()
-        verdicts = [plain(verdict) for verdict in sample.verdicts]
-        return {"id": request.id, "prompt": request.words, "seed": request.seed, "file": file, "verdicts": verdicts}
+
+def described(sample: Sample, file: str) -> dict[str, Any]:
+    """A sample as JSON can hold it; `file` is where its picture goes if it has one."""
+    request = sample.request
+    verdicts = [plain(verdict) for verdict in sample.verdicts]
+    shown = None if sample.image is None else file
+    return {"id": request.id, "prompt": request.words, "seed": request.seed, "file": shown, "verdicts": verdicts}
+
+
+def png(sample: Sample) -> bytes:
+    """The sample's picture, with prompt and seed in the file."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("prompt", sample.request.words)
+    info.add_text("seed", str(sample.request.seed))
+    content = BytesIO()
+    if sample.image is None:
+        raise ValueError(f"item {sample.request.id} has no picture")
+    sample.image.save(content, format="PNG", pnginfo=info)
+    return content.getvalue()
 
 
 def plain(verdict: Verdict) -> dict[str, Any]:

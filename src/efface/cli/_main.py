@@ -15,7 +15,9 @@ from efface.errors import BadInput, EffaceError
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's own, which is click's or, in newer versions, that of the click inside it."""
-COMMANDS = ("demo", "list", "erase", "generate", "attack", "screen", "calibrate", "train", "show", "report", "export")
+COMMANDS = (
+    "demo", "list", "erase", "generate", "attack", "bench", "screen", "calibrate", "train", "show", "report", "export",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -103,7 +103,7 @@ def guidance(text: str) -> Any:
     about, _, fields = rest.partition(":")
     if not about:
         raise BadInput(f"--guide {text}: expected NAME:CONCEPT, such as {name}:cigarette")
-    given = _assigned(text, fields)
+    given = catalog.assigned(text, fields)
     preset = given.pop("preset", None)
     if preset is not None and preset not in info.presets:
         raise UnknownName(f"{name} preset", preset, info.presets)
@@ -121,7 +121,7 @@ def guard(text: str) -> Guard:
     are the detector's, and the guard's own action and allow_unread."""
     name, *parts = text.split(":", 2)
     limit = parts.pop(0) if parts and "=" not in parts[0] else ""
-    given = _assigned(text, ":".join(parts))
+    given = catalog.assigned(text, ":".join(parts))
     action, unread = given.pop("action", "refuse"), given.pop("allow_unread", "false")
     if unread not in ("true", "false"):
         raise BadInput(f'--guard {text}: allow_unread must be true or false, got "{unread}"')
@@ -129,12 +129,6 @@ def guard(text: str) -> Guard:
     from efface.guard import Guard
 
     return Guard(judge, _threshold(text, limit, judge) if limit else None, action, unread == "true")  # type: ignore[arg-type]
-
-
-def detector(text: str) -> Detector:
-    """DETECTOR[:FIELD=V,...]"""
-    name, _, fields = text.partition(":")
-    return _detector(name, _assigned(text, fields))
 
 
 def _detector(name: str, given: Mapping[str, str]) -> Detector:
@@ -153,13 +147,3 @@ def _threshold(text: str, limit: str, judge: Detector) -> float:
         raise BadInput(
             f'--guard {text}: the threshold must be a number from 0 to 1, or a calibration.json, got "{limit}"'
         ) from error
-
-
-def _assigned(whole: str, text: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        name, given, value = part.partition("=")
-        if not given:
-            raise BadInput(f'{whole}: expected FIELD=VALUE, got "{part}"')
-        fields[name.strip()] = value
-    return fields

@@ -139,7 +139,7 @@ def _judge(text: str, concept: Concept) -> Detector:
     from efface.picto import world
 
     if text:
-        return _options.detector(text)
+        return catalog.detector(text)
     if concept.name not in {thing.name for thing in world.OBJECTS}:
         raise BadInput(f'picto\'s judge does not know "{concept.name}": say who judges the pictures with --judge')
     return catalog.load("detect", "classifier")(model="picto/judge", labels=(concept.name,))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efface import picture_file
+from efface import catalog, picture_file
 from efface.cli import _options, _screen
 from efface.cli.screen import PICTURES
 from efface.errors import BadInput, EffaceError
@@ -45,7 +45,7 @@ def run(
     if out.suffix != ".json":
         raise BadInput(f"{out}: a calibration is written as a .json file, got the ending {out.suffix or 'none'}")
     needed = _calibration.fewest(false_alarms)
-    judge = _options.detector(detector)
+    judge = catalog.detector(detector)
     pictures = judge.reads == "image"
     items = {name: _items(path, pictures) for name, path in (("safe", safe), ("unsafe", unsafe))}
     if both := items["safe"].keys() & items["unsafe"].keys():

@@ -44,5 +44,5 @@ def _rows(kind: str) -> dict[str, str]:
     if kind == "models":
         return {"picto": "the bundled model; or give a diffusers folder or a hub id (org/name) to --model"}
     if kind == "suites":
-        return {}
+        return {name: catalog.info("suite", name).summary for name in catalog.suites()}
     return {name: catalog.info(kind, name).summary for name in catalog.names(kind)}

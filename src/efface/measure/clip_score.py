@@ -21,6 +21,7 @@ class CLIPScore(Metric):
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+    kind: ClassVar[Literal["share", "number"]] = "number"
 
     model: str = "picto/clip"
     """"picto/clip", a folder, or a hub id."""

@@ -36,6 +36,8 @@ class CovarianceShift(Metric):
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
+    compares: ClassVar[bool] = True
+    kind: ClassVar[Literal["share", "number"]] = "number"
 
     model: str = "picto/clip"
     """"picto/clip", a folder, or a hub id."""

@@ -42,6 +42,8 @@ class LPIPS(Metric):
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
+    compares: ClassVar[bool] = True
+    kind: ClassVar[Literal["share", "number"]] = "number"
 
     backbone: Literal["picto", "alexnet"] = "picto"
     """The network: "picto" (ours, bundled) or "alexnet" (the paper's; give `weights`)."""

@@ -32,6 +32,8 @@ class ProximalShift(Metric):
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
+    compares: ClassVar[bool] = True
+    kind: ClassVar[Literal["share", "number"]] = "number"
 
     model: str = "picto/clip"
     """"picto/clip", a folder, or a hub id."""

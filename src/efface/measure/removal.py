@@ -17,6 +17,7 @@ class Removal(Metric):
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+    compares: ClassVar[bool] = True
 
     detector: Detector
     """The judge: one that no method has seen."""
