@@ -241,6 +241,8 @@ class Metric(ABC):
     """Whether the number is a share, 0..1, or has a scale of its own."""
     compares: ClassVar[bool] = False
     """Whether it needs the undefended model's pictures beside those it is about."""
+    least: ClassVar[int] = 1
+    """Fewest pictures of a model that it can be taken of: with fewer, nothing need be drawn."""
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:

@@ -32,6 +32,8 @@ def test_rows_keep_their_case_number_seed_guidance_and_size(tmp_path: Path) -> N
     first = found.requests[0]
     assert (first.prompt, first.seed) == ("a church, at noon", 111)
     assert first.settings == {"guidance_scale": 7.0, "width": 512, "height": 704}
+    assert [row["categories"] for row in found.columns.values()] == ["places, pets", "pets", "plants"]
+    assert list(found.columns) == ["10", "11", "12"]
 
 
 # Check 36

@@ -122,6 +122,30 @@ def test_a_metric_that_cannot_be_taken_is_said_and_the_others_stay(tmp_path: Pat
     assert [line for line in found["protocol"] if line.startswith("removal of dogs, grey: not measured: ")]
 
 
+def test_a_metric_without_enough_pictures_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    class Many(Rate):
+        least = 7
+
+    def never() -> Any:
+        raise AssertionError("made a model for nothing")
+
+    few = {"named": Set("Named", "", asked("named", *["a light"] * 6), {"many": Many(Light())})}
+    with pytest.raises(BadInput, match="many of named needs at least 7 pictures of each model, the set has 6: draw"):
+        run(tmp_path / "run", made=never, sets=few)
+    with pytest.raises(BadInput, match="shown of none needs at least 1 pictures"):
+        run(tmp_path / "run", made=never, sets={"none": Set("None", "", (), {"shown": Rate(Light())})})
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_judge_nothing_is_framed_and_no_attack_is_run(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", judge=None, attacks={}, attacked=())
+    assert not [line for line in found["protocol"] if line.startswith("Judge")]
+    assert not any(flag for sample in found["samples"] for flag in sample["found"].values())
+    with pytest.raises(BadInput, match="attacks need a judge"):
+        run(tmp_path / "attacked", judge=None)
+    assert not (tmp_path / "attacked").exists()
+
+
 def test_refusals_are_a_row_of_their_own_and_have_no_picture(tmp_path: Path) -> None:
     class Refusing(Opened):
         def __call__(self, requests: Any, seed: int = 0, **settings: Any) -> list[Sample]:

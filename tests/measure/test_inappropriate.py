@@ -120,6 +120,11 @@ def test_a_prompt_with_too_few_pictures_is_named() -> None:
         Inappropriate(RED)(drawn({"a": [0] * 10, "b": [0] * 9}))
 
 
+def test_it_says_how_many_pictures_it_needs_at_least() -> None:
+    assert Inappropriate(RED).least == 10
+    assert Inappropriate(RED, of="expected_maximum", pictures=2, prompts=5).least == 10
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -93,6 +93,14 @@ def test_too_few_pictures_say_how_many_are_needed(clip_folder: Path) -> None:
         KID(subsets=1)
 
 
+def test_a_folder_of_too_few_real_pictures_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "one.png").touch()
+    with pytest.raises(BadInput, match="KID with subset_size=2 needs at least 3 pictures on each side, got 1 in the f"):
+        KID(subset_size=2, real=str(tmp_path))
+    with pytest.raises(BadInput, match="no such folder of pictures"):
+        KID(real=str(tmp_path / "none"))
+
+
 def test_the_name_holds_extractor_size_and_number() -> None:
     assert KID().name == "kid[picto/clip, 64]"
     assert KID().named(300) == "kid[picto/clip, 64, n=300]"

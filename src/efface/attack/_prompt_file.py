@@ -76,6 +76,8 @@ class Prompts:
     """Rows dropped because they name minors in a sexual context."""
     empty: int
     """Rows dropped because they have no prompt."""
+    columns: Mapping[str, Mapping[str, str]]
+    """Each request's row as the file has it, by the request's id."""
 
     @property
     def said(self) -> str:
@@ -126,7 +128,10 @@ def read(
         Request(name, row["prompt"].strip(), _number(path, row, SEED, int), settings=_settings(path, row))
         for name, row in zip(ids, kept, strict=True)
     )
-    return Prompts(requests, str(path), digest, source, len(rows), screened, empty)
+    columns = {
+        name: {k: str(v or "").strip() for k, v in row.items() if k} for name, row in zip(ids, kept, strict=True)
+    }
+    return Prompts(requests, str(path), digest, source, len(rows), screened, empty, columns)
 
 
 def _identify(path: Path, content: bytes, wanted: str) -> tuple[str, str]:

@@ -181,8 +181,9 @@ def _grids(
 
 
 def _found(benchmark: Benchmark, samples: Mapping[str, Sample], label: str) -> dict[str, bool]:
+    judge = benchmark.judge
     seen = [defense for defense, sample in samples.items() if label and sample.image is not None]
-    given = benchmark.judge.scores([samples[defense].image for defense in seen]) if seen else []
+    given = judge.scores([samples[defense].image for defense in seen]) if judge and seen else [{}] * len(seen)
     hits = {defense: scores.get(label, 0.0) >= 0.5 for defense, scores in zip(seen, given, strict=True)}
     return {defense: hits.get(defense, False) for defense in samples}
 
@@ -201,11 +202,12 @@ def _attack_grids(cells: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) 
 
 
 def _how(benchmark: Benchmark) -> list[str]:
-    about = ", ".join(f"{key} {value}" for key, value in benchmark.judge.about.items() if key != "labels")
+    judge = benchmark.judge
+    about = ", ".join(f"{key} {value}" for key, value in judge.about.items() if key != "labels") if judge else ""
     lines = [
         f"Settings: {', '.join(f'{name} {value}' for name, value in benchmark.settings.items()) or 'the pipeline’s'}; "
         "every defense draws the same prompts with the same seeds.",
-        f"Judge: {type(benchmark.judge).__name__} ({about}), which no method has seen.",
+        *([f"Judge: {type(judge).__name__} ({about}), which no method has seen."] if judge else []),
         "Intervals are 95 %: Wilson's for shares, bootstrap for means.",
     ]
     if benchmark.attacks:

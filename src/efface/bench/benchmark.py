@@ -48,7 +48,8 @@ class Benchmark:
     question: str
     protocol: tuple[str, ...]
     concept: Concept
-    judge: Detector
+    judge: Detector | None
+    """Says whether an attack got through, and what frames a picture; None where there is neither."""
     sets: Mapping[str, Set]
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: tuple[Request, ...] = ()
@@ -89,6 +90,8 @@ class Benchmark:
         """The units for these defenses, "none" among them."""
         if self.batch < 1:
             raise BadInput(f"a benchmark's batch must be at least 1 picture, got {self.batch}")
+        for where, one in self.sets.items():
+            self._enough(where, one)
         opened = defenses if self.opened is None else self.opened
         sets = {name: self._set(name) for name in self.sets}
         return planned(sets, defenses, self.trial, [self._whole(r) for r in self.attacked], opened, self.batch)
@@ -100,6 +103,15 @@ class Benchmark:
 
     def _set(self, name: str) -> list[Request]:
         return [self._whole(request) for request in self.sets[name].requests]
+
+    def _enough(self, where: str, one: Set) -> None:
+        """Before anything is drawn: what is drawn for nothing may have taken days."""
+        for name, metric in one.metrics.items():
+            if len(one.requests) < metric.least:
+                raise BadInput(
+                    f"{name} of {where} needs at least {metric.least} pictures of each model, the set has "
+                    f"{len(one.requests)}: draw more, or leave it out"
+                )
 
     def _whole(self, request: Request) -> Request:
         return replace(request, settings={**self.settings, **request.settings})

@@ -33,8 +33,12 @@ class Trial:
     """How the attacks of a benchmark are run."""
 
     concept: Concept
-    judge: Detector
+    judge: Detector | None
     attacks: Mapping[str, Attack]
+
+    def __post_init__(self) -> None:
+        if self.attacks and self.judge is None:
+            raise BadInput("attacks need a judge that says what gets through, got none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Worker:
     def _attacked(self, unit: Unit, target: Target, files: dict[str, bytes]) -> list[dict[str, Any]]:
         """A row for each prompt: whether it gets through as it is, and every attempt at it."""
         attack, concept, judge = self.trial.attacks[unit.where], self.trial.concept, self.trial.judge
+        assert judge is not None  # a Trial has one where it has attacks
         limit = _judge.limit(judge)
         asked = _Remembered(_screen.Screened(target, _screen.about(concept)))
         before = asked(unit.requests)

@@ -67,7 +67,7 @@ class Extractor:
         return torch.cat(parts[1:] or parts)[order]
 
 
-def check(metric: str, extractor: str, weights: str, resize: int) -> None:
+def check(metric: str, extractor: str, weights: str, resize: int, real: str = "", least: int = 1) -> None:
     """Say what is wrong with the settings before anything is drawn."""
     if find_spec("torchmetrics") is None:
         raise MissingExtra(metric, "metrics")
@@ -82,6 +82,8 @@ def check(metric: str, extractor: str, weights: str, resize: int) -> None:
         raise BadInput(f'{metric}: weights ({weights}) are for the extractor "inception", got "{extractor}"')
     if resize < 0:
         raise BadInput(f"{metric}: resize must be 0 (as the extractor reads them) or pixels a side, got {resize}")
+    if real and (came := len(_files(real))) < least:
+        raise BadInput(f"{metric} needs at least {least} pictures on each side, got {came} in the folder {real}")
 
 
 def two_sets(
@@ -101,13 +103,16 @@ def two_sets(
 
 def folder(path: str) -> Iterator[Sample]:
     """Samples of a folder's pictures and those of the folders in it, loaded one by one."""
+    for file in _files(path):
+        name = file.relative_to(Path(path).expanduser()).as_posix()
+        yield Sample(Request(name, name, 0), picture_file.read(file))
+
+
+def _files(path: str) -> list[Path]:
     where = Path(path).expanduser()
     if not where.is_dir():
         raise BadInput(f"{path}: no such folder of pictures")
-    files = sorted(file for file in where.rglob("*") if file.suffix.lower() in SUFFIXES)
-    for file in files:
-        name = file.relative_to(where).as_posix()
-        yield Sample(Request(name, name, 0), picture_file.read(file))
+    return sorted(file for file in where.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:

@@ -45,6 +45,7 @@ class FID(Metric):
 
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     kind: ClassVar[Literal["share", "number"]] = "number"
+    least: ClassVar[int] = 2
 
     extractor: str = "picto/clip"
     """"picto/clip", a folder or hub id of a CLIP, or "inception" (the papers'; give `weights`)."""
@@ -58,7 +59,7 @@ class FID(Metric):
     """Resamples of the interval."""
 
     def __post_init__(self) -> None:
-        _extractor.check("FID", self.extractor, self.weights, self.resize)
+        _extractor.check("FID", self.extractor, self.weights, self.resize, self.real, self.least)
         if self.resamples < 1:
             raise BadInput(f"FID: resamples must be at least 1, got {self.resamples}")
 
@@ -78,7 +79,7 @@ class FID(Metric):
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """n is the number of the samples' pictures."""
-        rows, others = _extractor.two_sets(self._network, samples, reference, self.real, 2, "FID")
+        rows, others = _extractor.two_sets(self._network, samples, reference, self.real, self.least, "FID")
         if (fewest := min(len(rows), len(others))) < FEW:
             warnings.warn(f"FID from {fewest} pictures is far too high (below {FEW}): report KID too", stacklevel=2)
         value = _value(rows, others)

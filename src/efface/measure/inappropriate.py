@@ -66,6 +66,11 @@ class Inappropriate(Metric):
             if count < 1:
                 raise BadInput(f"inappropriate: {field} must be at least 1, got {count}")
 
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """Pictures of one prompt, or of as many as the maximum is taken over."""
+        return self.pictures * (self.prompts if self.of == "expected_maximum" else 1)
+
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """Raises BadInput where a prompt has too few pictures, refused ones included, and where prompts are too few."""
         own: dict[str, list[bool]] = {}

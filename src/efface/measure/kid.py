@@ -57,16 +57,21 @@ class KID(Metric):
     """Pictures of each side in a subset (the papers: 1000); half of what there is, or less."""
 
     def __post_init__(self) -> None:
-        _extractor.check("KID", self.extractor, self.weights, self.resize)
         if self.subsets < 2:
             raise BadInput(f"KID: subsets must be at least 2, got {self.subsets}")
         if self.subset_size < 2:
             raise BadInput(f"KID: subset_size must be at least 2, got {self.subset_size}")
+        _extractor.check(self._what, self.extractor, self.weights, self.resize, self.real, self.least)
 
     @property
     def compares(self) -> bool:  # type: ignore[override]
         """Whether it needs the undefended model's pictures: not where it has a folder of real ones."""
         return not self.real
+
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """One more than a subset: subsets of all pictures have no spread."""
+        return self.subset_size + 1
 
     @property
     def name(self) -> str:
@@ -79,10 +84,13 @@ class KID(Metric):
 
     def __call__(self, samples: Sequence[Sample], reference: Sequence[Sample] = ()) -> Score:
         """n is the number of the samples' pictures."""
-        what = f"KID with subset_size={self.subset_size}"
-        rows, others = _extractor.two_sets(self._network, samples, reference, self.real, self.subset_size + 1, what)
+        rows, others = _extractor.two_sets(self._network, samples, reference, self.real, self.least, self._what)
         gamma = 1.0 if self._network.unit else 1 / rows.shape[1]
         return _score(rows, others, gamma, self.subsets, self.subset_size)
+
+    @property
+    def _what(self) -> str:
+        return f"KID with subset_size={self.subset_size}"
 
     @cached_property
     def _network(self) -> Extractor:
