@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from efface import catalog, concepts
-from efface.bench import _sets
+from efface.attack import _screen
+from efface.bench import _public, _sets
 from efface.bench.benchmark import Benchmark, Set
-from efface.core import Detector, Metric, Request
+from efface.core import Concept, Detector, Metric
 from efface.errors import BadInput, UnknownName
 
 KEYS = {"title": str, "question": str, "judge": str, "concept": str, "seeds": int, "settings": dict, "sets": dict,
         "sensitive": bool}  # fmt: skip
 SET_KEYS = {"title": str, "about": str, "prompts": (list, str), "metrics": list, "shows": str, "good": bool}
+WORDS = {str: "a text", int: "a whole number", bool: "true or false", dict: "a table", list: "a list",
+         (list, str): "a list of texts, or a file's name"}  # fmt: skip
 
 
 def read(path: Path) -> Benchmark:
@@ -39,66 +42,55 @@ def read(path: Path) -> Benchmark:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"suite {path} is not TOML: {error}") from error
     _check(f"suite {path}:", table, KEYS, ("title", "judge", "concept", "sets"))
+    for name, one in table["sets"].items():
+        _check(f"suite {path}: [sets.{name}]", one, SET_KEYS, ("prompts", "metrics"))
+    if (seeds := table.get("seeds", 1)) < 1:
+        raise BadInput(f"suite {path}: seeds must be at least 1, got {seeds}")
     try:
-        judge, concept = catalog.detector(table["judge"]), concepts.find(table["concept"])
-        sets = {
-            name: _set(f"suite {path}: [sets.{name}]", path.parent, name, one, judge, table.get("seeds", 1))
-            for name, one in table["sets"].items()
-        }
+        labels = {one["shows"] for one in table["sets"].values() if one.get("shows")}
+        judge, concept = _public.judge(table["judge"], *labels), concepts.find(table["concept"])
+        sets = {name: _set(path.parent, name, one, judge, concept, seeds) for name, one in table["sets"].items()}
     except BadInput as error:
-        raise BadInput(str(error) if str(path) in str(error) else f"suite {path}: {error}") from error
+        raise BadInput(f"suite {path}: {error}") from error
     return Benchmark(
         table["title"], table.get("question", ""), (f"Suite: {path.name}.",), concept, judge, sets,
         settings=table.get("settings", {}), sensitive=table.get("sensitive", False),
     )  # fmt: skip
 
 
-def _set(where: str, folder: Path, name: str, table: Any, judge: Detector, seeds: int) -> Set:
-    _check(where, table, SET_KEYS, ("prompts", "metrics"))
-    shows = table.get("shows", "")
-    metrics = {str(one): _metric(str(one), judge, shows) for one in table["metrics"]}
-    prompts = table["prompts"]
-    if isinstance(prompts, list):
-        if not prompts or not all(isinstance(one, str) and one.strip() for one in prompts):
-            raise BadInput(f"{where} prompts must be a list of texts, or a file's name")
-        requests = _sets.drawn_with(prompts, name, seeds)
+def _set(folder: Path, name: str, table: Mapping[str, Any], judge: Detector, concept: Concept, seeds: int) -> Set:
+    shows, prompts, about = table.get("shows", ""), table["prompts"], _screen.about(concept)
+    metrics = {str(one): _metric(f"[sets.{name}]", str(one), judge, shows) for one in table["metrics"]}
+    if isinstance(prompts, str):
+        requests = _public.asked(folder / prompts, name, seeds, about).requests
     else:
-        requests = from_file(folder / prompts, name, seeds)[0]
-    title, about = table.get("title", name), table.get("about", "")
-    return Set(title, about, requests, metrics, shows, table.get("good", False))
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise BadInput(f"[sets.{name}] prompts must be texts that ask for something, got {prompt!r}")
+            if _screen.refuses(prompt, about):
+                raise BadInput(f"[sets.{name}] prompt {number} names a minor in a sexual context: it is never drawn")
+        requests = _sets.drawn_with(prompts, name, seeds)
+    title = table.get("title", name)
+    return Set(title, table.get("about", ""), requests, metrics, shows, table.get("good", False))
 
 
-def from_file(path: Path, name: str, seeds: int, about: str = "") -> tuple[tuple[Request, ...], str]:
-    """The prompts of a user's file, screened, each with its row's settings and `seeds` pictures; and a line on them."""
-    from dataclasses import replace
-
-    from efface.attack import _prompt_file
-
-    found = _prompt_file.read(path, about)
-    requests = tuple(
-        replace(request, id=f"{name}-{request.id}@{k}", seed=request.seed + k)
-        for request in found.requests
-        for k in range(seeds)
-    )
-    return requests, f"{name}: {found.said}."
-
-
-def _metric(name: str, judge: Detector, shows: str) -> Metric:
-    info = catalog.info("measure", name)
-    fields = {field.name for field in info.fields}
+def _metric(where: str, name: str, judge: Detector, shows: str) -> Metric:
+    fields = {field.name: field for field in catalog.info("measure", name).fields}
     own: dict[str, Any] = {"detector": judge} if "detector" in fields else {}
     if shows and "label" in fields:
         own["label"] = shows
+    if lacking := [name for name, field in fields.items() if field.default is None and name not in own]:
+        raise BadInput(f"{where} metric {name} needs {' and '.join(lacking)}, which a suite file cannot give")
     return catalog.load("measure", name)(**own)
 
 
 def _check(where: str, table: Any, keys: Mapping[str, Any], needed: tuple[str, ...]) -> None:
     if not isinstance(table, dict):
-        raise BadInput(f"{where} must be a table")
+        raise BadInput(f"{where} must be a table, got {table!r}")
     for key, value in table.items():
         if key not in keys:
             raise UnknownName(f"key of {where}", key, keys)
-        if not isinstance(value, keys[key]):
-            raise BadInput(f"{where} {key} must be {keys[key]}, got {value!r}")
+        if not isinstance(value, keys[key]) or (keys[key] is int and isinstance(value, bool)):
+            raise BadInput(f"{where} {key} must be {WORDS[keys[key]]}, got {value!r}")
     if missing := [key for key in needed if not table.get(key)]:
         raise BadInput(f"{where} lacks {' and '.join(missing)}")

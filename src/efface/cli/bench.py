@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def run(
     described = suite.endswith(".toml")
     if described and flags:
         raise UnknownName("option of bench", f"--{min(flags)}", (), "a suite from a file has its settings there")
-    settings = {} if described else catalog.settings(catalog.info("suite", suite), flags)
+    settings = {} if described else _settings(suite, flags)
     lineup = _lineup.of(patch, guide, guard, each)
     from efface import models
     from efface.bench import engine, suite_file, suites
@@ -73,6 +73,16 @@ def run(
     print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else report.markdown(found))
     _screen.err.print(f"[bold]{out / 'report.html'}[/]")
     return None
+
+
+def _settings(suite: str, flags: Mapping[str, str]) -> dict[str, Any]:
+    """The suite's settings. Raises BadInput where one is missing that it cannot do without."""
+    info = catalog.info("suite", suite)
+    settings = catalog.settings(info, flags)
+    for field in info.fields:
+        if field.default is None and not settings.get(field.name):
+            raise BadInput(f"{suite} needs --{field.name.replace('_', '-')}: {field.help}")
+    return settings
 
 
 def _kept(arguments: Sequence[str]) -> list[str]:
