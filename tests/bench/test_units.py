@@ -83,6 +83,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     for resume, said in ((True, "holds no benchmark that could be resumed, but mine.txt"), (False, "not empty")):
         with pytest.raises(BadInput, match=said), units.opened(tmp_path, CARD, resume):
             pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / units.CARD).write_text("[]")
     with pytest.raises(BadInput, match="is damaged"), units.opened(tmp_path, CARD, resume=True):
         pass
@@ -131,8 +132,10 @@ def test_a_line_that_is_cut_by_a_full_disk_is_taken_back(tmp_path: Path, monkeyp
 
 
 def test_a_hundred_thousand_items_start_in_seconds_and_flat_memory(tmp_path: Path) -> None:
-    rows = [{"id": f"named-{i:06d}@0", "prompt": "a dog on a blue background", "seed": i, "file": f"samples/none/{i}.png",
-             "verdicts": []} for i in range(8)]  # fmt: skip
+    rows = [
+        {"id": f"named-{i:06d}@0", "prompt": "a dog on a blue background", "seed": i, "file": f"samples/none/{i}.png",
+         "verdicts": []} for i in range(8)
+    ]  # fmt: skip
     tail = json.dumps(rows)
     with (tmp_path / units.FILE).open("w") as file:
         file.writelines(f'{{"unit":"none/named/{i:06d}","seconds":1.0,"rows":{tail}}}\n' for i in range(12_500))

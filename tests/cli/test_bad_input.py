@@ -18,6 +18,18 @@ from efface.patch import Patch
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 FLAT = f"lora_unet_{LAYER.replace('.', '_')}"
+SEEING = "classifier:model=picto/judge,labels=beer"
+SUITES = {
+    "suite": (SEEING, 'metrics = ["rate"]'),
+    "suite_detector": ("clasifier", 'metrics = ["rate"]'),
+    "suite_reader": ("blocklist", 'metrics = ["rate"]'),
+    "suite_label": (SEEING, 'metrics = ["rate"]\nshows = "bear"'),
+    "suite_key": (SEEING, 'metrics = ["rate"]\nshow = "beer"'),
+    "suite_kind": (SEEING, 'metrics = "rate"'),
+    "suite_metric": (SEEING, 'metrics = ["rates"]'),
+    "suite_few": (SEEING, 'metrics = ["kid"]'),
+}
+"""Suite files by what is wrong with them, the first one nothing."""
 TOML_TYPO = '[ball]\nprompt = ["a ball"]\n'
 
 
@@ -89,6 +101,19 @@ def _files(folder: Path, patch: Path) -> dict[str, Path]:
     made["bomb"].write_bytes(png_of(50_000, 50_000))
     made["book"] = folder / "book.txt"
     made["book"].write_text("a " * 500_000)
+    made["captions"] = folder / "captions.csv"
+    made["captions"].write_text("prompt,evaluation_seed,artist\na dog,1,Monet\na cat,2,Klee\n")
+    made["mine"] = folder / "mine"
+    made["mine"].mkdir()
+    (made["mine"] / "letter.txt").write_text("precious")
+    made["older"] = folder / "older"
+    made["older"].mkdir()
+    (made["older"] / "card.json").write_text('{"format": 0, "efface": "0.0.1"}')
+    for name, (judge, more) in SUITES.items():
+        made[name] = folder / f"{name}.toml"
+        made[name].write_text(
+            f'title = "x"\njudge = "{judge}"\nconcept = "beer"\n[sets.bars]\nprompts = ["a bar"]\n{more}\n'
+        )
     return made
 
 
@@ -192,6 +217,52 @@ CASES = {
     "checkpoint of another model": ("export {misfit} --to checkpoint --model {model} -o out", "expected shape (16,"),
     "checkpoint over a folder": ("export {patch} --to checkpoint --model {model} -o {bin}", "the folder is not empty"),
     "picto concept unknown to the demo": ("demo --concept dog -o out", 'unknown picto concept "dog"'),
+    "benchmark of nothing": ("bench picto-quick --model {model}", "at least one --patch, --guide or --guard"),
+    "unknown suite": ("bench pickto --patch {patch}", 'unknown suite "pickto" (did you mean picto'),
+    "two suites": ("bench picto coco --patch {patch}", 'bench takes one suite, got also "coco"'),
+    "unknown setting of a suite": ("bench picto --patch {patch} --seed 3", 'unknown field of picto "seed" (did you'),
+    "suite without its file": ("bench coco --patch {patch} --model {model}", "coco needs --prompts: the CSV of"),
+    "setting beside a suite file": ("bench {suite} --patch {patch} --seeds 2", 'unknown option of bench "--seeds"'),
+    "suite file missing": ("bench nowhere.toml --patch {patch} --model {model}", "nowhere.toml cannot be read"),
+    "suite file that is no TOML": ("bench {textfile}.toml --patch {patch} --model {model}", "cannot be read"),
+    "suite file typo": ("bench {typo} --patch {patch} --model {model}", 'unknown key of suite'),
+    "suite file's unknown key": ("bench {suite_key} --patch {patch} --model {model}", '"show" (did you mean shows?)'),
+    "suite file's wrong kind": (
+        "bench {suite_kind} --patch {patch} --model {model}", "[sets.bars] metrics must be a list, got 'rate'"
+    ),
+    "suite file's unknown detector": (
+        "bench {suite_detector} --patch {patch} --model {model}", 'unknown detect method "clasifier" (did you mean'
+    ),
+    "suite file's judge that reads prompts": (
+        "bench {suite_reader} --patch {patch} --model {model}", "judge blocklist reads prompts"
+    ),
+    "suite file's unknown label": ("bench {suite_label} --patch {patch} --model {model}", 'gives no label "bear"'),
+    "suite file's unknown metric": ("bench {suite_metric} --patch {patch} --model {model}", 'measure method "rates"'),
+    "metric without enough pictures": (
+        "bench {suite_few} --patch {patch} --model {model} -o out",
+        "kid of bars needs at least 1001 pictures of each model, the set has 1: draw more",
+    ),
+    "Inception without its weights": (
+        "bench coco --prompts {captions} --patch {patch} --model {model} -o out", "give weights=FILE, the safetensors"
+    ),
+    "Inception's weights missing": (
+        "bench coco --prompts {captions} --weights w.safetensors --patch {patch} --model {model} -o out",
+        "w.safetensors: no such file or folder of Inception weights",
+    ),
+    "style that no prompt asks for": (
+        "bench styles --prompts {captions} --erased Manet --classifier classifier --patch {patch} --model {model}",
+        'no row has "Manet" as its style or object or artist',
+    ),
+    "benchmark of another version": (
+        "bench {suite} --patch {patch} --model {model} --resume -o {older}", "was written by efface 0.0.1 (format 0)"
+    ),
+    "benchmark over something else": ("bench {suite} --patch {patch} --model {model} -o {mine}", "is not empty"),
+    "nothing to resume": (
+        "bench {suite} --patch {patch} --model {model} --resume -o {mine}", "could be resumed, but letter.txt"
+    ),
+    "no cluster's workers": (
+        "bench {suite} --patch {patch} --model {model} --ray local --workers -1", "workers"
+    ),
 }  # fmt: skip
 
 

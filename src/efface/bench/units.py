@@ -76,6 +76,8 @@ def opened(folder: Path, card: Mapping[str, Any], resume: bool) -> Iterator[Unit
     although nothing is to be resumed.
     """
     run = Folder(folder) if resume else Folder.new(folder)
+    whole = {"format": FORMAT, "efface": __version__, **card}
+    _same_run(run, whole)  # before the lock, which is a file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -85,20 +87,22 @@ def opened(folder: Path, card: Mapping[str, Any], resume: bool) -> Iterator[Unit
     except OSError as error:
         raise EffaceError(f"{folder}: could not be written: {error.strerror or error}") from error
     try:
-        _same_run(run, {"format": FORMAT, "efface": __version__, **card})
+        if not _same_run(run, whole):
+            run.write(CARD, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         at, end = _lines(folder / FILE)
         yield Units(run, at, end)
     finally:
         lock.release()
 
 
-def _same_run(run: Folder, card: Mapping[str, Any]) -> None:
+def _same_run(run: Folder, card: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this run; false where it holds none yet."""
     path = run.path / CARD
     if not path.exists():
-        if others := [one.name for one in run.path.iterdir() if one.name != LOCK and not one.name.startswith(".")]:
+        found = run.path.iterdir() if run.path.is_dir() else ()
+        if others := [one.name for one in found if one.name != LOCK and not one.name.startswith(".")]:
             raise BadInput(f"{run.path}: holds no benchmark that could be resumed, but {min(others)}; give a new --out")
-        run.write(CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-        return
+        return False
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         own = {key: earlier.get(key) for key in card}
@@ -111,6 +115,7 @@ def _same_run(run: Folder, card: Mapping[str, Any]) -> None:
         )
     if other := [key for key in card if own[key] != card[key]]:
         raise BadInput(f"{run.path}: holds a run with another {' and '.join(other)}; give a new folder with --out")
+    return True
 
 
 def _lines(path: Path) -> tuple[dict[str, int], int]:

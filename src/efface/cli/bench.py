@@ -62,9 +62,9 @@ def run(
     from efface.bench import engine, suite_file, suites
 
     models.source_of(model, variant, config)
+    _screen.quiet()
     costs = _lineup.costs(lineup)
     benchmark = suite_file.read(Path(suite)) if described else getattr(suites, suite.replace("-", "_"))(**settings)
-    _screen.quiet()
     where = engine.Ray(ray, workers, gpus) if ray else engine.Here()
     make = partial(_lineup.targets, model, device, dtype, variant, config, lineup)
     command = shlex.join(["efface", "bench", *_kept(sys.argv[2:])])
