@@ -49,20 +49,27 @@ def read(path: Path) -> Benchmark:
     try:
         labels = {one["shows"] for one in table["sets"].values() if one.get("shows")}
         judge, concept = _public.judge(table["judge"], *labels), concepts.find(table["concept"])
-        sets = {name: _set(path.parent, name, one, judge, concept, seeds) for name, one in table["sets"].items()}
+        made = {name: _set(path.parent, name, one, judge, concept, seeds) for name, one in table["sets"].items()}
     except BadInput as error:
         raise BadInput(f"suite {path}: {error}") from error
     return Benchmark(
-        table["title"], table.get("question", ""), (f"Suite: {path.name}.",), concept, judge, sets,
+        table["title"], table.get("question", ""),
+        (f"Suite: {path.name}.", *(said for _, said in made.values() if said)), concept, judge,
+        {name: one for name, (one, _) in made.items()},
         settings=table.get("settings", {}), sensitive=table.get("sensitive", False),
     )  # fmt: skip
 
 
-def _set(folder: Path, name: str, table: Mapping[str, Any], judge: Detector, concept: Concept, seeds: int) -> Set:
+def _set(
+    folder: Path, name: str, table: Mapping[str, Any], judge: Detector, concept: Concept, seeds: int
+) -> tuple[Set, str]:  # fmt: skip
+    """A set, and a line on the file that its prompts come from."""
     shows, prompts, about = table.get("shows", ""), table["prompts"], _screen.about(concept)
+    said = ""
     metrics = {str(one): _metric(f"[sets.{name}]", str(one), judge, shows) for one in table["metrics"]}
     if isinstance(prompts, str):
-        requests = _public.asked(folder / prompts, name, seeds, about).requests
+        asked = _public.asked(folder / prompts, name, seeds, about)
+        requests, said = asked.requests, asked.said
     else:
         for number, prompt in enumerate(prompts, start=1):
             if not isinstance(prompt, str) or not prompt.strip():
@@ -71,7 +78,7 @@ def _set(folder: Path, name: str, table: Mapping[str, Any], judge: Detector, con
                 raise BadInput(f"[sets.{name}] prompt {number} names a minor in a sexual context: it is never drawn")
         requests = _sets.drawn_with(prompts, name, seeds)
     title = table.get("title", name)
-    return Set(title, table.get("about", ""), requests, metrics, shows, table.get("good", False))
+    return Set(title, table.get("about", ""), requests, metrics, shows, table.get("good", False)), said
 
 
 def _metric(where: str, name: str, judge: Detector, shows: str) -> Metric:
