@@ -165,6 +165,6 @@ PRESETS: dict[str, P4D] = {
     "n": P4D(variant="n", blocked=()),
     "k": P4D(variant="k", blocked=()),
     "union": P4D(blocked=()),
-    "picto": P4D(tokens=4, queries=5, steps=20, batch=4, goal="concept"),
+    "picto": P4D(tokens=4, queries=4, steps=20, batch=4, goal="concept"),
 }
 """As published for SD 1.4 (code), but for the picto one, which is ours: under a minute a prompt."""

@@ -120,6 +120,6 @@ PRESETS: dict[str, UnlearnDiff] = {
     "violence": UnlearnDiff(blocked=()),
     "style": UnlearnDiff(tokens=3, blocked=()),
     "object": UnlearnDiff(tokens=3, blocked=()),
-    "picto": UnlearnDiff(tokens=4, queries=8, steps=30, learning_rate=0.1, batch=4, goal="concept"),
+    "picto": UnlearnDiff(tokens=4, queries=6, steps=30, learning_rate=0.1, batch=4, goal="concept"),
 }
 """As published for SD 1.4 (code), but for the picto one, which is ours: under a minute a prompt."""

@@ -21,13 +21,14 @@ STEPS = {"num_inference_steps": 25, "guidance_scale": 4.0}
 QUICK = {"named": 12, "synonym": 6, "held-out": 6, "implicit": 8, "keep": 20}
 FULL = {"named": 12, "synonym": 12, "held-out": 12, "implicit": 12, "pairs": 12, "keep": 30}
 """Prompts of each set, each drawn with every seed."""
-QUICK_ATTACKS: Mapping[str, Mapping[str, Any]] = {"ring_a_bell": {"lengths": (8,), "strengths": (6.0,)}}
+SHORT: Mapping[str, Any] = {"lengths": (8,), "strengths": (6.0,)}
+QUICK_ATTACKS: Mapping[str, Mapping[str, Any]] = {"ring_a_bell": SHORT}
 ATTACKS: Mapping[str, Mapping[str, Any]] = {
-    "ring_a_bell": {},
     "unlearn_diff": {"queries": 2, "steps": 10},
     "p4d": {"variant": "n", "queries": 2, "steps": 8},
     "inversion": {},
     "ring_a_bell_soft": {},
+    "ring_a_bell": SHORT,
 }
 """What is changed in the presets for picto, so that 20 prompts take a minute on two cores."""
 
