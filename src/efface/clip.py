@@ -32,7 +32,10 @@ class Clip:
     def load(source: str | Path | Pipe = "picto/clip", device: str = "cpu") -> Clip:
         """A CLIP from a folder, a hub id, "picto/clip", or the one that lies beside a pipeline's own parts."""
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer, CLIPModel
+
+        # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         if not isinstance(source, (str, Path)):
             folder = Path(str(source.name_or_path)) / "clip"

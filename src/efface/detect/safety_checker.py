@@ -72,7 +72,9 @@ class SafetyChecker(Detector):
     def _parts(self) -> tuple[Any, Any]:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor
+
+        # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         folder = Path(self.model).expanduser()
         beside = folder.parent / "feature_extractor"

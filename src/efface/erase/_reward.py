@@ -114,7 +114,10 @@ class Tagger(Detector):
 
     def __init__(self, source: str, labels: Sequence[str], device: Any) -> None:
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers import AutoModelForImageClassification
+
+        # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         where = models.locate(source)
         try:
