@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from efface import models
-from efface.errors import BadInput, EffaceError, UnknownName
+from efface.errors import BadInput, DoesNotFit, EffaceError, UnknownName
 from efface.export import single_file
 from tests import families, tiny
 
@@ -97,6 +98,31 @@ def test_damaged_weights_are_one_clear_line(tmp_path: Path, folder: Path, part: 
     (weights,) = (tmp_path / "m" / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
     assert "could not be loaded" in str(failure(str(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_with_weights_under_other_names_is_never_drawn_with(tmp_path: Path, folder: Path, part: str) -> None:
+    shutil.copytree(folder, tmp_path / "m")  # check 25 of the red team
+    (file,) = (tmp_path / "m" / part).glob("*.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    error = failure(str(tmp_path / "m"))
+    assert isinstance(error, DoesNotFit) and str(error).startswith(f"{part}: {file} does not fit")
+
+
+def test_a_fetched_hub_id_keeps_its_name_and_is_held_to_its_weights(
+    tmp_path: Path, folder: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--efface-tests--kept"
+    shutil.copytree(folder, kept / "snapshots" / "0")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0")
+    loaded = models.load("efface-tests/kept")
+    assert models.known_as(loaded) == "efface-tests/kept"
+    assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    (file,) = kept.rglob("text_encoder/*.safetensors")
+    save_file(dict(list(load_file(file).items())[1:]), file, {"format": "pt"})
+    assert "lacks 1 of 36 weights" in str(failure("efface-tests/kept"))
 
 
 def test_a_hub_id_without_a_network_is_one_clear_line() -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from efface import card
+from efface import card, networks
 from efface.errors import BadInput, EffaceError, UnknownName
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def load(
     Weights come from safetensors only. `dtype`: "float32" (the default), "float16" or "bfloat16".
     `variant`: which files of a folder or hub id to read, such as "fp16". `config`: the diffusers folder or hub id whose
     configuration (not its weights) a single file is read with; by default the hub id of the file's family.
-    Raises UnknownName, BadInput (no model, pickled or missing weights) or EffaceError (it could not be fetched).
+    Raises UnknownName, BadInput (no model, pickled weights), DoesNotFit (weights that are missing or not the networks'
+    own: never random ones in their place) or EffaceError (it could not be fetched).
     """
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
@@ -84,11 +85,16 @@ def load(
     if Path(source).is_file():
         pipe = _from_file(source, precision, config)
     else:
-        options: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "variant": variant}
+        options: dict[str, Any] = {"use_safetensors": True, "variant": variant}
         try:
-            pipe = DiffusionPipeline.from_pretrained(source, **options)
+            folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **options)
+            parts = networks.read(Path(folder), precision, variant)
+            pipe = DiffusionPipeline.from_pretrained(folder, dtype=precision, **options, **parts)
+        except BadInput:  # also a ValueError
+            raise
         except (OSError, ValueError, SafetensorError) as error:
             raise EffaceError(f"{model}: could not be loaded: {_first_line(error)}") from error
+        pipe.register_to_config(_name_or_path=source)
     pipe.set_progress_bar_config(disable=True)
     try:
         return pipe.to(device)

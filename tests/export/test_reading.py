@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from efface import export
 from efface.errors import BadInput, DoesNotFit
@@ -121,6 +121,20 @@ def test_two_architectures_are_refused(tmp_path: Path) -> None:
         export.read(write(tmp_path, {"transformer_blocks.0.attn.to_k.weight": torch.ones(2, 2)}), base)
     with pytest.raises(DoesNotFit, match="another model"):
         export.read(write(tmp_path, gathered(FAMILIES["sdxl"](), "sdxl")), base)
+
+
+@pytest.mark.parametrize("lost", ["", "final_layer_norm.bias"])
+def test_a_folder_whose_text_encoder_would_be_random_is_no_patch(tmp_path: Path, lost: str) -> None:
+    pipe = FAMILIES["sd1"]()
+    pipe.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "text_encoder" / "model.safetensors"
+    weights = {f"{'' if lost else 'te.'}{name}": tensor for name, tensor in load_file(file).items()}
+    write(
+        file.parent, {name: tensor for name, tensor in weights.items() if not (lost and name.endswith(lost))}, file.name
+    )
+    count = 1 if lost else 36
+    with pytest.raises(DoesNotFit, match=rf"^text_encoder: .*model.safetensors does not fit .*lacks {count} of 36"):
+        export.read(tmp_path / "theirs", pipe)  # check 25 of the red team
 
 
 def test_unchanged_weights_are_no_patch(tmp_path: Path) -> None:
