@@ -123,12 +123,12 @@ def _kept(
     """What has to stay, of (prompt, label that has to be found). `fully`: also how far its pictures move."""
     requests = drawn_with([prompt for prompt, _ in prompts], name, seeds)
     labels = {r.id.partition("@")[0]: prompts[i % len(prompts)][1] for i, r in enumerate(requests)}
-    moved = {
-        "clip_score": catalog.load("measure", "clip_score")(),
-        "lpips[picto]": catalog.load("measure", "lpips")(),
-        "kid[picto/clip]": catalog.load("measure", "kid")(),
-    }
-    metrics = {"keep": _rate(judge, labels), **(moved if fully else {})}
+    metrics = {"keep": _rate(judge, labels)}
+    if fully:
+        kid = catalog.load("measure", "kid")(subset_size=len(requests) // 2)
+        metrics["clip_score"] = catalog.load("measure", "clip_score")()
+        metrics["lpips[picto]"] = catalog.load("measure", "lpips")()
+        metrics[kid.named(len(requests))] = kid
     return Set(title, f"{about} A green frame: the judge finds it.", requests, metrics, labels, good=True)
 
 
