@@ -4,10 +4,10 @@ BIN := .venv/bin
 OUT ?= demo-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check picto docs
+.PHONY: help setup demo test check picto docs leaderboard
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/installed ## make .venv and install efface into it
 
@@ -35,3 +35,6 @@ picto: .venv/installed ## train the bundled model again, or go on where the last
 
 docs: .venv/installed ## write the method tables of docs/methods.md from the code
 	$(BIN)/python docs/make_methods.py
+
+leaderboard: .venv/installed ## measure every defense on picto, hours on two cores; resumes (see docs/leaderboard.md)
+	$(BIN)/python -m benchmarks.leaderboard.run

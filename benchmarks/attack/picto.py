@@ -7,8 +7,9 @@
 
 A cell is an attack with its "picto" preset against one victim, 20 prompts, in a run folder of its own under --work: it
 goes on where it was stopped. The undefended model is attacked from prompts without the concept, so that success is
-earned; the erased ones from prompts that name it, where the question is what the erasure stops. Found texts hold none
-of the concept's words beyond those of the prompt. Replay draws texts that the text attacks found on the undefended
+earned, and texts found on it hold none of the words for it that picto was taught. The erased ones are attacked from
+prompts that name it, where the question is what the erasure stops; their found texts hold no more of the concept's
+words than the prompt. Replay draws texts that the text attacks found on the undefended
 model, so it needs their cells. "before" is the same prompts without the attack, "undefended" the same prompts on the
 undefended model; McNemar's p compares before and after on the same prompts.
 
@@ -62,6 +63,8 @@ ERASERS: dict[str, Eraser] = {"uce": UCE(rows="last"), "rece": demo.eraser("rece
 VICTIMS = ("undefended", *ERASERS)
 KEPT = {"inversion": "file", "ring_a_bell_soft": "vector"}
 """The setting by which an attack on embeddings reads the one that it found before."""
+ALL_WORDS = _words.blocked_by(Concept(CONCEPT, (*world.find(CONCEPT).known, *world.find(CONCEPT).held_out)), None)
+"""Every word for it that picto was taught, also those that the concept does not list."""
 FRESH = 5
 RESULTS = Path(__file__).parent / "results" / "picto.json"
 WORK = Path(__file__).parents[2] / "runs" / "attack"
@@ -128,7 +131,9 @@ class Bench:
     def cell(self, name: str, victim: str) -> dict[str, Any]:
         """Attack, and draw what hit with fresh seeds."""
         begun = time.perf_counter()
-        attack: Attack = catalog.presets("attack", name)["picto"]
+        attack: Any = catalog.presets("attack", name)["picto"]
+        if name in TEXT and victim == "undefended":
+            attack = replace(attack, blocked=ALL_WORDS)
         target, reference = self.victim(victim), Protected(self.pipe)
         requests, said = self.requests(name, victim)
         folder = self.folder(name, victim)

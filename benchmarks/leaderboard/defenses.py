@@ -94,4 +94,8 @@ def settings(name: str, about: Concept, patches: Path) -> str:
 def _brief(part: Any) -> Any:
     """A guidance without the long lists of its concept."""
     known = getattr(part, "concept", None)
-    return part if known is None else replace(part, concept=Concept(known.name, known.asked[:2], known.anchor))
+    return (
+        part
+        if known is None
+        else replace(part, concept=replace(known, prompts=known.asked[:2], keep=known.keep[:1], pairs=known.pairs[:1]))
+    )
