@@ -21,7 +21,6 @@ ERASERS = tuple(catalog.names("erase"))
 GUIDANCES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "negative": ("negative", "", {}),
     "sld-medium": ("sld", "medium", {}),
-    "sld-max": ("sld", "max", {}),
     "dual_latent": ("dual_latent", "", {"strength": 1.0, "tau": 0.0, "factor": 2.0}),
     "safree": ("safree", "", {}),
     "eiup": ("eiup", "picto", {}),

@@ -101,7 +101,7 @@ def made(
     found: dict[str, Any] = {
         "title": benchmark.title, "question": benchmark.question,
         "defenses": {name: dict(cost) for name, cost in defenses.items()},
-        "scores": scores, "tiles": [], "sets": sets, "samples": samples,
+        "scores": scores, "sets": sets, "samples": samples,
         "protocol": [*benchmark.protocol, *_how(benchmark), *missing],
         "reproduce": list(reproduce), "sensitive": benchmark.sensitive,
     }  # fmt: skip
@@ -110,7 +110,25 @@ def made(
         found["frontier"] = {"removal": list(removal), "keep": list(keep)}
     if cells:
         found["robustness"] = {"set": ATTACKS}
-    return found
+    return {**found, "tiles": _tiles(found)}
+
+
+def _tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The numbers of the last defense, which is all of them together, at the top of the page."""
+    last = list(found["defenses"])[-1]
+    if "frontier" not in found or last == NONE:
+        return []
+    by = {(s["defense"], s["set"], s["metric"]): s["value"] for s in found["scores"]}
+    removal, keep = (tuple(found["frontier"][name]) for name in ("removal", "keep"))
+    attacks = {metric: value for (name, where, metric), value in by.items() if (name, where) == (last, ATTACKS)}
+    rows = [
+        ((last, *removal), f"removed where it is asked for ({last})"),
+        ((NONE, *keep), "of what must stay, undefended"),
+        ((last, *keep), f"of what must stay ({last})"),
+    ]
+    tiles = [{"value": f"{by[key]:.0%}", "what": what} for key, what in rows if key in by]
+    worst = max(attacks, key=attacks.__getitem__, default=None)
+    return tiles + ([{"value": f"{attacks[worst]:.0%}", "what": f"get through: {worst}"}] if worst else [])
 
 
 def timing(done: Units, plan: Sequence[Unit], wall: float) -> dict[str, Any]:

@@ -78,11 +78,13 @@ class Benchmark:
         plan = self.plan(list(everything))
         began = monotonic()
         with units.opened(folder, self._card(plan, everything), resume) as done:
+            known = len(done.at)
             self._work(done, plan, make, engine or Here(), began + 60 * minutes)
             worked = monotonic() - began
             found = _results.made(self, done, plan, everything, reproduce)
-            spent = _results.timing(done, plan, worked)
-            done.folder.write("timing.json", json.dumps(spent, indent=1) + "\n")
+            if len(done.at) > known:  # of a finished run they stay as they were
+                spent = _results.timing(done, plan, worked)
+                done.folder.write("timing.json", json.dumps(spent, indent=1) + "\n")
             report.write(folder, found)
         return found
 
