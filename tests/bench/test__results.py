@@ -1,6 +1,7 @@
 """From units to a report: samples that are read one by one, scores by hand, grids, and who took how long."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_scores_grids_and_words_are_made_from_the_units_alone(tmp_path: Path) ->
     found = _results.made(one, done, plan, {"none": NONE, "grey": COST}, ["efface bench x"])
     assert found == _results.made(one, done, plan, {"none": NONE, "grey": COST}, ["efface bench x"])
     assert found["frontier"] == {"removal": ["named", "removal"], "keep": ["keep", "keep"]}
-    assert found["robustness"] == {"set": "attacks"} and found["reproduce"] == ["efface bench x"]
+    assert found["robustness"] == {"set": "attacks"} and found["reproduce"][0] == "efface bench x"
+    assert f"torch {version('torch')}" in found["reproduce"][1]
     first = found["samples"][0]
     assert (first["id"], first["set"], first["label"]) == ("named-000@0", "named", "light")
     assert first["found"] == {"none": True, "grey": False}

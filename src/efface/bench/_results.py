@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
+from efface import __version__
 from efface.bench.units import Units, seconds
 from efface.bench.work import NONE, Unit
 from efface.core import Request, Sample, Score
@@ -103,7 +106,7 @@ def made(
         "defenses": {name: dict(cost) for name, cost in defenses.items()},
         "scores": scores, "sets": sets, "samples": samples,
         "protocol": [*benchmark.protocol, *_how(benchmark), *missing],
-        "reproduce": list(reproduce), "sensitive": benchmark.sensitive,
+        "reproduce": [*reproduce, _versions()], "sensitive": benchmark.sensitive,
     }  # fmt: skip
     if benchmark.frontier:
         removal, keep = benchmark.frontier
@@ -111,6 +114,13 @@ def made(
     if cells:
         found["robustness"] = {"set": ATTACKS}
     return {**found, "tiles": _tiles(found)}
+
+
+def _versions() -> str:
+    libraries = ("torch", "diffusers", "transformers", "numpy", "pillow")
+    return ", ".join(
+        (f"efface {__version__}", f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in libraries))
+    )
 
 
 def _tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:
