@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +146,13 @@ def test_screen_judges_prompts(efface: Run) -> None:
     refused = efface("screen", "a dog", "two GUNS", "a gun", "--guard", "blocklist", "--json")
     assert refused.code == 3
     assert [row["verdicts"][0]["allowed"] for row in json.loads(refused.out)] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_screen_by_a_network_says_nothing_on_stderr() -> None:
+    command = [sys.executable, "-m", "efface", "screen", "a dog", "--guard", "latent_guard"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "a dog: allowed\n", "")
 
 
 def test_screen_judges_with_a_list_of_ones_own(efface: Run) -> None:

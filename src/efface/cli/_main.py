@@ -46,6 +46,7 @@ def app(*commands: str) -> typer.Typer:
 def _run(given: list[str], debug: bool) -> int:
     for noisy in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(noisy, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # quiet() loads diffusers, so not every command calls it
     asked = [argument for argument in given[:1] if argument in COMMANDS]
     try:
         with warnings.catch_warnings(), _screen.progress():
