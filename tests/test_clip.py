@@ -1,5 +1,6 @@
 """CLIP gives unit rows; its parts come from a folder or from beside a pipeline."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,11 @@ def test_damaged_weights_are_one_clear_line(tmp_path: Path) -> None:
     weights = tiny.save_clip(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EffaceError, match="no CLIP could be loaded"):
+        Clip.load(tmp_path)
+
+
+def test_one_weight_under_another_name_is_never_a_random_clip(tmp_path: Path) -> None:
+    tiny.rename_weight(tiny.save_clip(tmp_path), "visual_projection.weight")
+    wanted = f"{tmp_path} does not fit CLIPModel: it lacks 1 of 62 weights (such as visual_projection.weight)"
+    with pytest.raises(DoesNotFit, match=f"^{re.escape(wanted)}, and holds 1 that are none of them"):
         Clip.load(tmp_path)

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -105,6 +106,14 @@ def save_classifier(folder: Path, labels: Sequence[str] = LABELS, seed: int = 0,
     network.save_pretrained(folder)
     _processor().save_pretrained(folder)
     return folder
+
+
+def rename_weight(folder: Path, name: str) -> None:
+    """Give a weight of a saved network a name that nobody knows: transformers would take random numbers for it."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights[f"other.{name}"] = weights.pop(name)
+    save_file(weights, file, {"format": "pt"})
 
 
 def add_safety_checker(pipe: Any, limit: float) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface import models, tokens
-from efface.errors import DoesNotFit, EffaceError
+from efface import models, networks, tokens
+from efface.errors import DoesNotFit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Pipe
@@ -31,7 +31,6 @@ class Clip:
     @staticmethod
     def load(source: str | Path | Pipe = "picto/clip", device: str = "cpu") -> Clip:
         """A CLIP from a folder, a hub id, "picto/clip", or the one that lies beside a pipeline's own parts."""
-        from safetensors import SafetensorError
         from transformers import AutoTokenizer, CLIPModel
 
         # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
@@ -45,12 +44,10 @@ class Clip:
                 )
             source = folder
         where = models.locate(str(source))
-        try:
-            model: Any = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+        with networks.reading(f"{source}: no CLIP"):
+            model = networks.load(CLIPModel, where, str(source), dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(where)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise EffaceError(f"{source}: no CLIP could be loaded: {str(error).splitlines()[0]}") from error
         return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 
     @property

@@ -1,13 +1,14 @@
-"""Read the networks of a diffusers folder, and refuse any whose file does not hold exactly its weights.
+"""Read networks of diffusers and transformers, and refuse any whose file does not hold exactly its weights.
 
 transformers and diffusers give random numbers to a weight that a file lacks or names otherwise, leave out what they do
-not know, and only log it: an attack would then measure another model than the edited one.
+not know, and only log it: an attack would then measure another model than the edited one, a guard let everything pass.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,21 +41,57 @@ def read(folder: Path, dtype: torch.dtype, variant: str | None = None) -> dict[s
     found: dict[str, Any] = {}
     for name, kind in kinds.items():
         place = folder / name if (folder / name).is_dir() else folder  # some repositories keep a part at their top
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+        options: dict[str, Any] = {"dtype": dtype}
         if name in marked:
             options["variant"] = variant
         where = f"{name}: {_weights(files[name], options.get('variant')) or place}"
         try:
-            network, said = kind.from_pretrained(  # mismatched sizes are "ignored" into what is said, for `check`
-                str(place), output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
+            found[name] = load(kind, str(place), where, **options)
+        except BadInput:  # also a ValueError
+            raise
         except (OSError, SafetensorError) as error:
             raise EffaceError(f"{where} could not be loaded: {_first_line(error)}") from error
         except (ValueError, RuntimeError) as error:
             raise BadInput(f"{where} could not be loaded: {_first_line(error)}") from error
-        check(network, said, where)
-        found[name] = network
     return found
+
+
+def load(kind: Any, place: str, where: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
+    """The network of a class, from a folder or hub id; DoesNotFit unless each of its weights comes from the file.
+
+    `where`: what the message calls the file. `unread`: for a network that is a part of its file (half of a CLIP, an
+    encoder without its head), modules that nobody reads: where the file lacks them they are taken out, not random, and
+    the file may hold other parts. `options` are those of `from_pretrained`, which raises what it does.
+    """
+    network, said = kind.from_pretrained(  # mismatched sizes are "ignored" into what is said, for `check`
+        place, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    if unread:
+        lacking = {_top(name) for name in said["missing_keys"]} & set(unread)
+        for module in lacking:
+            setattr(network, module, None)
+        said = {
+            **said,
+            "missing_keys": [name for name in said["missing_keys"] if _top(name) not in lacking],
+            "unexpected_keys": [
+                name for name in said["unexpected_keys"] if _top(name) not in unread and hasattr(network, _top(name))
+            ],
+        }
+    check(network, said, where)
+    return network
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Say in one line that `what` ("FOLDER: no CLIP") could be loaded, whatever a library raises while it reads."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BadInput:  # also a ValueError
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EffaceError(f"{what} could be loaded: {_first_line(error)}") from error
 
 
 def check(network: Any, said: Mapping[str, Iterable[Any]], where: str) -> None:
@@ -101,6 +138,10 @@ def _weights(files: Iterable[Path], variant: str | None) -> Path | None:
     ending = f".{variant}.safetensors" if variant else ".safetensors"
     held = [path for path in files if path.name.endswith(ending) and (variant or path.name.count(".") == 1)]
     return held[0] if len(held) == 1 else None
+
+
+def _top(name: str) -> str:
+    return name.split(".", 1)[0]
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,19 +1,30 @@
 """States of prompts: the right row, the right weights, all of a long prompt."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import tiny
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
 from efface import anatomy, tokens
 from efface.detect._text_states import TextStates, identity
-from efface.errors import BadInput, EffaceError
+from efface.errors import BadInput, DoesNotFit, EffaceError
 
 WORDS = ("cigarette", "dog", "cat", "red", "a")
 LONG = "dog " * 40 + "cigarette"
@@ -141,3 +152,63 @@ def test_what_is_no_encoder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(EffaceError, match="no text encoder could be loaded") as caught:
         TextStates.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name", "count"), [
+    ("CLIPTextModel", "embeddings.token_embedding.weight", 36), ("BertModel", "encoder.layer.1.output.dense.bias", 39),
+])  # fmt: skip
+def test_one_weight_under_another_name_is_never_a_random_encoder(
+    tmp_path: Path, kind: str, name: str, count: int
+) -> None:
+    if kind == "BertModel":
+        folder = save_sentence_encoder(tmp_path)
+    else:
+        tiny.tiny_pipeline().save_pretrained(tmp_path)
+        folder = tmp_path / "text_encoder"
+        name = next(key for key in load_file(folder / "model.safetensors") if key.endswith(name))
+    tiny.rename_weight(folder, name)
+    wanted = f"{folder} does not fit {kind}: it lacks 1 of {count} weights (such as "
+    with pytest.raises(DoesNotFit, match=f"^{re.escape(wanted)}.*{re.escape(name.removeprefix('text_model.'))}"):
+        TextStates.load(str(tmp_path))
+
+
+def test_the_text_half_of_a_clip_is_read_with_its_own_weights(clip_folder: Path) -> None:
+    whole, read = CLIPModel.from_pretrained(clip_folder), TextStates.load(str(clip_folder))
+    windows = read.windows(["a dog"])
+    assert torch.equal(read.encode(windows), whole.text_model(windows.tokens.ids).last_hidden_state)
+
+
+def test_an_encoder_is_read_out_of_a_network_with_a_head_and_without_what_nobody_reads(tmp_path: Path) -> None:
+    whole = BertForMaskedLM(BertConfig.from_pretrained(save_sentence_encoder(tmp_path))).eval()
+    whole.save_pretrained(tmp_path)  # no pooler, and a head
+    read = TextStates.load(str(tmp_path))
+    windows = read.windows(["a dog"])
+    states = whole.bert(windows.tokens.ids, windows.tokens.mask).last_hidden_state
+    torch.testing.assert_close(read.encode(windows), states, atol=1e-6, rtol=0)
+    assert read.identity == TextStates.load(str(tmp_path)).identity  # nothing in it is random
+
+
+@pytest.mark.parametrize("kind", [T5EncoderModel, T5ForConditionalGeneration])
+def test_a_t5_is_read_with_and_without_its_decoder(tmp_path: Path, kind: type) -> None:
+    save_sentence_encoder(tmp_path)  # for its tokenizer
+    config = T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    whole = kind(config).eval()
+    whole.config.is_encoder_decoder = True  # as published configurations say, also beside an encoder alone
+    whole.save_pretrained(tmp_path)
+    read = TextStates.load(str(tmp_path))
+    windows = read.windows(["a dog"])
+    states = whole.encoder(windows.tokens.ids, windows.tokens.mask).last_hidden_state
+    torch.testing.assert_close(read.encode(windows), states, atol=1e-6, rtol=0)
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    tiny.rename_weight(tmp_path, name)
+    with pytest.raises(DoesNotFit, match=f"lacks 1 of .*{name}"):
+        TextStates.load(str(tmp_path))
+
+
+def test_layers_that_the_config_does_not_count_are_not_left_out(tmp_path: Path) -> None:
+    folder = save_sentence_encoder(tmp_path)
+    config = BertConfig.from_pretrained(folder)
+    config.num_hidden_layers = 1
+    config.save_pretrained(folder)
+    with pytest.raises(DoesNotFit, match=r"does not fit BertModel: it holds 16 that are none of them"):
+        TextStates.load(str(folder))

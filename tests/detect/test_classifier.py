@@ -1,5 +1,6 @@
 """Any image classifier, with the probabilities that its kind means."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tests import tiny
 from transformers import ViTForImageClassification
 
 from efface.detect.classifier import Classifier
-from efface.errors import BadInput, EffaceError, UnknownName
+from efface.errors import BadInput, DoesNotFit, EffaceError, UnknownName
 
 
 def logits(detector: Classifier) -> torch.Tensor:
@@ -58,3 +59,17 @@ def test_damaged_or_pickled_weights_are_one_clear_line(tmp_path: Path) -> None:
     weights.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(EffaceError, match="no classifier could be loaded"):
         Classifier(str(tmp_path), tiny.LABELS).scores(tiny.pictures(1))
+
+
+def test_one_weight_under_another_name_is_never_a_random_judge(tmp_path: Path) -> None:
+    tiny.rename_weight(tiny.save_classifier(tmp_path), "classifier.weight")
+    wanted = f"{tmp_path} does not fit ViTForImageClassification: it lacks 1 of 24 weights (such as classifier.weight)"
+    with pytest.raises(DoesNotFit, match=f"^{re.escape(wanted)}"):
+        Classifier(str(tmp_path), tiny.LABELS).scores(tiny.pictures(1))
+
+
+def test_another_number_of_labels_than_the_config_names_is_one_clear_line(tmp_path: Path) -> None:
+    tiny.save_classifier(tmp_path / "two", tiny.LABELS[:2])
+    (tiny.save_classifier(tmp_path / "three") / "config.json").replace(tmp_path / "two" / "config.json")
+    with pytest.raises(DoesNotFit, match=r"holds 2 of another shape \(such as classifier.bias, \(2,\), not \(3,\)\)"):
+        Classifier(str(tmp_path / "two"), tiny.LABELS).scores(tiny.pictures(1))

@@ -1,6 +1,7 @@
 """Rewards: their signs, what the meaning is compared with, and what the judges read."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from efface.clip import Clip
 from efface.core import Concept, Detector
 from efface.detect import Classifier
 from efface.erase._reward import Ask, Tagger, ZeroShot, asked, judge_of, rewards, some
-from efface.errors import EffaceError, UnknownName
+from efface.errors import DoesNotFit, EffaceError, UnknownName
 from tests import tiny
 from tests.erase.test__policy import dice
 
@@ -137,3 +138,10 @@ def test_clip_itself_judges_by_the_concepts_share_of_a_softmax(clip: Clip) -> No
     logits = clip.scale * clip.image(tiny.pictures(2)) @ clip.text(["a cigarette", "flower", "dog"]).T
     wanted = logits.softmax(-1)[:, 0].tolist()
     assert judge(tiny.pictures(2)) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_one_weight_under_another_name_is_never_a_random_judge(tmp_path: Path) -> None:
+    tiny.rename_weight(tiny.save_classifier(tmp_path), "classifier.bias")
+    wanted = f"{tmp_path} does not fit ViTForImageClassification: it lacks 1 of 24 weights (such as classifier.bias)"
+    with pytest.raises(DoesNotFit, match=f"^{re.escape(wanted)}"):
+        Tagger(str(tmp_path), ("dog",), "cpu")

@@ -1,6 +1,8 @@
 """LPIPS against its formula written out, and what a distance has to be."""
 
 import random
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from efface import models
 from efface.core import Request, Sample
-from efface.errors import BadInput
+from efface.errors import BadInput, DoesNotFit
 from efface.measure.lpips import BATCH, LPIPS
 
 SIZE = 36
@@ -150,3 +152,15 @@ def test_settings_that_do_not_go_together_are_refused(weights: str) -> None:
         LPIPS(weights=weights)
     with pytest.raises(BadInput, match='must be picto or alexnet, got "vgg"'):
         LPIPS("vgg")  # type: ignore[arg-type]
+
+
+def test_one_weight_under_another_name_is_never_a_random_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = shutil.copytree(models.locate("picto/judge"), tmp_path / "judge")
+    name = "regnet.embedder.embedder.convolution.weight"
+    tiny.rename_weight(judge, name)
+    monkeypatch.setattr(models, "PICTO", tmp_path)
+    wanted = (
+        rf"^{re.escape(str(judge))} does not fit RegNetForImageClassification: it lacks 1 of \d+ weights \(such as "
+    )
+    with pytest.raises(DoesNotFit, match=wanted + re.escape(name)):
+        LPIPS()(drawn(AFTER), drawn(BEFORE))

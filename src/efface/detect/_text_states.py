@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efface import cache, models, tokens
-from efface.errors import BadInput, EffaceError
+from efface import cache, models, networks, tokens
+from efface.errors import BadInput
 from efface.tokens import Tokens
 
 BATCH = 32
@@ -58,21 +58,20 @@ class TextStates:
     @staticmethod
     def load(source: str, device: str = "cpu") -> TextStates:
         """From "picto", a diffusers folder, the folder of a text encoder (CLIP's or another), or a hub id."""
-        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
 
         where = Path(models.locate(source)).expanduser()
         whole = where.joinpath("model_index.json").is_file()
         folder, words = (where / "text_encoder", where / "tokenizer") if whole else (where, where)
         encoder, tokenizer = (str(p) if p.is_dir() else source for p in (folder, words))
-        try:
-            kind = AutoConfig.from_pretrained(encoder)
-            network: Any = CLIPTextModel if str(kind.model_type).startswith("clip") else AutoModel
-            network = network.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32)
+        with networks.reading(f"{source}: no text encoder"):
+            config = AutoConfig.from_pretrained(encoder)
+            kind = CLIPTextModel if str(config.model_type).startswith("clip") else AutoModel
+            two = bool(getattr(config, "is_encoder_decoder", False))
+            unread = ("pooler", "decoder") if two else ("pooler",)  # `encode` reads the encoder's last states
+            network = networks.load(kind, encoder, encoder, unread, dtype=torch.float32)
             read = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise EffaceError(f"{source}: no text encoder could be loaded: {str(error).splitlines()[0]}") from error
-        if getattr(network.config, "is_encoder_decoder", False):
+        if two:
             network = network.get_encoder()
         if not getattr(read, "is_fast", False):
             raise BadInput(

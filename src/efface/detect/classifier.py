@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from efface import models
+from efface import models, networks
 from efface.core import Detector
 from efface.detect import _pictures, _weights
-from efface.errors import BadInput, EffaceError, UnknownName
+from efface.errors import BadInput, UnknownName
 from efface.picto import world
 
 BATCH = 64
@@ -64,18 +64,15 @@ class Classifier(Detector):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Mapping[str, int]]:
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageClassification
 
         # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         where = models.locate(self.model)
-        try:
-            network = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+        with networks.reading(f"{self.model}: no classifier"):
+            network = networks.load(AutoModelForImageClassification, where, self.model, dtype=torch.float32)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise EffaceError(f"{self.model}: no classifier could be loaded: {str(error).splitlines()[0]}") from error
         known: Mapping[str, int] = network.config.label2id
         for label in self.labels:
             if label not in known:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from efface import networks
 from efface.core import Detector
 from efface.detect import _pictures, _weights
-from efface.errors import BadInput, EffaceError
+from efface.errors import BadInput
 
 BATCH = 16
 CARE = 0.01
@@ -71,7 +72,6 @@ class SafetyChecker(Detector):
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from safetensors import SafetensorError
 
         # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -79,19 +79,10 @@ class SafetyChecker(Detector):
         folder = Path(self.model).expanduser()
         beside = folder.parent / "feature_extractor"
         inside = not folder.is_dir() or (folder / "preprocessor_config.json").is_file()
-        try:
-            loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
-                self.model, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-            network, said = loaded
+        with networks.reading(f"{self.model}: no safety checker"):
+            # a concept that the file lacks would be a vector of ones with limit 1: a checker that finds nothing
+            network = networks.load(StableDiffusionSafetyChecker, self.model, self.model, dtype=torch.float32)
             processor = AutoImageProcessor.from_pretrained(self.model if inside else beside, backend="pil")
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise EffaceError(
-                f"{self.model}: no safety checker could be loaded: {str(error).strip().splitlines()[0]}"
-            ) from error
-        # a concept that the file lacks would be a vector of ones with limit 1: a checker that finds nothing
-        if lacking := sorted(said["missing_keys"]):
-            raise BadInput(f"{self.model}: not a whole safety checker, it lacks {', '.join(lacking[:3])}")
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
             raise BadInput(f"{self.model}: holds values that are not finite numbers: the file is damaged")
         return network.eval().requires_grad_(False).to(self.device), processor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from efface import models
+from efface import models, networks
 from efface.clip import Clip
 from efface.core import Concept, Detector, worst
 from efface.erase._policy import standardised
@@ -113,18 +113,15 @@ class Tagger(Detector):
     reads: ClassVar[Any] = "image"
 
     def __init__(self, source: str, labels: Sequence[str], device: Any) -> None:
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageClassification
 
         # by its own file: transformers 5.17 says of the name at the top that it needs torchvision
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         where = models.locate(source)
-        try:
-            network = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+        with networks.reading(f"{source}: no classifier"):
+            network = networks.load(AutoModelForImageClassification, where, source, dtype=torch.float32)
             self._processor: Any = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise EffaceError(f"{source}: no classifier could be loaded: {str(error).splitlines()[0]}") from error
         known: Mapping[str, int] = network.config.label2id
         for label in labels:
             if label not in known:

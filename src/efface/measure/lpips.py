@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efface import models
+from efface import models, networks
 from efface.core import Metric, Sample, Score
 from efface.errors import BadInput
 from efface.measure import _interval
@@ -100,9 +100,8 @@ class LPIPS(Metric):
             return "alexnet" if alexnet.learnt else "alexnet, no heads", alexnet.layers, alexnet.heads
         from transformers import RegNetForImageClassification
 
-        judge: Any = RegNetForImageClassification.from_pretrained(
-            models.locate("picto/judge"), use_safetensors=True, dtype=torch.float32
-        )
+        where = models.locate("picto/judge")
+        judge = networks.load(RegNetForImageClassification, where, where, dtype=torch.float32)
         judge.eval().requires_grad_(False)
         widths = (judge.config.embedding_size, *judge.config.hidden_sizes)
         return (
