@@ -319,6 +319,15 @@ def test_a_full_disk_stops_a_run_with_one_line(
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
 
 
+def test_ctrl_c_is_one_line_and_code_1(efface: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("efface.concepts.ready", interrupted)
+    result = efface("list", "concepts")
+    assert (result.code, result.out, result.err) == (1, "", "efface: stopped\n")
+
+
 def test_quantised_and_compiled_models_name_the_embedding_transform(patch: Path) -> None:
     pipe = tiny_pipeline()
     pipe.unet.compile()

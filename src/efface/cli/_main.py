@@ -15,6 +15,8 @@ from efface.errors import BadInput, EffaceError
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's own, which is click's or, in newer versions, that of the click inside it."""
+INTERRUPTED = 130
+"""What newer versions of Typer give for Ctrl-C; older ones raise Abort."""
 COMMANDS = (
     "demo", "list", "erase", "generate", "attack", "bench", "screen", "calibrate", "train", "show", "report", "export",
 )  # fmt: skip
@@ -54,15 +56,17 @@ def _run(given: list[str], debug: bool) -> int:
             warnings.simplefilter("ignore", FutureWarning)  # of libraries below us, not for the user
             warnings.simplefilter("always", UserWarning)
             code = app(*(asked or COMMANDS))(given, standalone_mode=False, prog_name="efface")
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (UsageError, EffaceError, OSError, KeyboardInterrupt) as error:
+    except (UsageError, EffaceError, OSError, KeyboardInterrupt, typer.Abort) as error:
         if debug:
             raise
         return _failed(error)
 
 
 def _failed(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _screen.complain("stopped", 1)
     message = getattr(error, "format_message", lambda: str(error))()
     return _screen.complain(message, 2 if isinstance(error, (UsageError, BadInput)) else 1)
