@@ -41,8 +41,10 @@ def steps() -> Iterator[tuple[str, str, str]]:
 
 def interrupted(arguments: list[str], folder: Path) -> tuple[int, str]:
     """Ctrl-C, as soon as the run has done something."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, as in a background job, is inherited
     command = [sys.executable, "-m", "efface", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        signal.signal(signal.SIGINT, before)
         until = monotonic() + PATIENCE
         while not (folder.is_file() and folder.stat().st_size) and run.poll() is None and monotonic() < until:
             sleep(0.05)
