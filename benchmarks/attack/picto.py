@@ -7,9 +7,9 @@
 
 A cell is an attack with its "picto" preset against one victim, 20 prompts, in a run folder of its own under --work: it
 goes on where it was stopped. The undefended model is attacked from prompts without the concept, so that success is
-earned, and texts found on it hold none of the words for it that picto was taught. The erased ones are attacked from
-prompts that name it, where the question is what the erasure stops; their found texts hold no more of the concept's
-words than the prompt. Replay draws texts that the text attacks found on the undefended
+earned; the erased ones from prompts that name it, where the question is what the erasure stops. Found texts hold none
+of the concept's words beyond those of the prompt, and in the cells of "undefended-strict" no word for it that picto was
+taught, also of those that the concept does not list. Replay draws texts that the text attacks found on the undefended
 model, so it needs their cells. "before" is the same prompts without the attack, "undefended" the same prompts on the
 undefended model; McNemar's p compares before and after on the same prompts.
 
@@ -60,7 +60,9 @@ TEXT = ("ring_a_bell", "unlearn_diff", "p4d")
 """Attacks that find texts, in the order in which replay takes from them."""
 ATTACKS = ("ring_a_bell", "unlearn_diff", "p4d", "ring_a_bell_soft", "inversion", "replay")
 ERASERS: dict[str, Eraser] = {"uce": UCE(rows="last"), "rece": demo.eraser("rece"), "esd": demo.eraser("esd")}
-VICTIMS = ("undefended", *ERASERS)
+STRICT = "undefended-strict"
+"""The undefended model once more, for attacks that find texts: words that the concept does not list are blocked too."""
+VICTIMS = ("undefended", STRICT, *ERASERS)
 KEPT = {"inversion": "file", "ring_a_bell_soft": "vector"}
 """The setting by which an attack on embeddings reads the one that it found before."""
 ALL_WORDS = _words.blocked_by(Concept(CONCEPT, (*world.find(CONCEPT).known, *world.find(CONCEPT).held_out)), None)
@@ -89,7 +91,7 @@ class Bench:
 
     def victim(self, name: str) -> Protected:
         """The model with its patch, fitted here or read from the work folder."""
-        if name == "undefended":
+        if name in ("undefended", STRICT):
             return Protected(self.pipe)
         file = self.work / f"{name}.safetensors"
         if not file.exists():
@@ -101,7 +103,7 @@ class Bench:
         """The prompts of a cell, and what they are."""
         if attack == "replay":
             return self._found(), "found on the undefended model by text attacks"
-        if victim == "undefended":
+        if victim in ("undefended", STRICT):
             texts, said = [prompt for prompt, _ in world.keep_prompts(CONCEPT)], "without the concept"
         else:
             texts, said = world.named_prompts(CONCEPT), "naming the concept"
@@ -132,7 +134,7 @@ class Bench:
         """Attack, and draw what hit with fresh seeds."""
         begun = time.perf_counter()
         attack: Any = catalog.presets("attack", name)["picto"]
-        if name in TEXT and victim == "undefended":
+        if victim == STRICT:
             attack = replace(attack, blocked=ALL_WORDS)
         target, reference = self.victim(victim), Protected(self.pipe)
         requests, said = self.requests(name, victim)
@@ -216,7 +218,8 @@ def told(row: Mapping[str, Any]) -> str:
 
 def merge(work: Path, results: Path) -> None:
     """One file of all rows that are there."""
-    files = [work / f"{attack}-{victim}.json" for victim in VICTIMS for attack in ATTACKS]
+    cells = [(attack, victim) for victim in VICTIMS for attack in (TEXT if victim == STRICT else ATTACKS)]
+    files = [work / f"{attack}-{victim}.json" for attack, victim in cells]
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if not rows:
         sys.exit(f"{work}: no cell has been run yet")
@@ -254,7 +257,7 @@ def main() -> None:
         if given.prepare:
             print(f"{victim}: {table.victim(victim).defenses}", flush=True)
             continue
-        for attack in (name for name in ATTACKS if given.only in ("", name)):
+        for attack in (name for name in (TEXT if victim == STRICT else ATTACKS) if given.only in ("", name)):
             row = table.cell(attack, victim)
             Folder(given.work).write(f"{attack}-{victim}.json", json.dumps(row, ensure_ascii=False) + "\n")
             print(told(row), flush=True)
