@@ -21,7 +21,7 @@ demo: .venv/installed ## erase "cigarette" from the bundled model and write a re
 	$(BIN)/efface demo --out $(OUT)
 
 test: .venv/installed ## run the tests (no network, two cores, under five minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: .venv/installed ## format, lint, types, layers, documentation tables
 	$(BIN)/ruff format --check .
