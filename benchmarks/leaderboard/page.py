@@ -124,7 +124,8 @@ def _table(
     for defense, cost in whole["defenses"].items():
         cells = [_cell(scores.get((defense, *key))) for key in columns]
         if seconds is not None:
-            cells += [f"{cost['seconds']:.1f}" if cost["bytes"] else "", f"{seconds.get(defense, float('nan')):.2f}"]
+            clocked = f"{seconds[defense]:.2f}" if defense in seconds else ""
+            cells += [f"{cost['seconds']:.1f}" if cost["bytes"] else "", clocked]
         if any(cells):
             lines.append(f"| {f'`{defense}`' if defense != NONE else 'undefended'} | " + " | ".join(cells) + " |")
     return lines
