@@ -46,7 +46,7 @@ def test_a_suite_file_with_each_defense_alone_writes_a_whole_run(efface: Run, co
         found["defenses"], 3
     )
     assert "# Dogs" in result.out and "Suite: dogs.toml." in found["protocol"]
-    assert found["reproduce"] == ["efface bench dogs.toml --patch p.safetensors"]
+    assert found["reproduce"][0] == "efface bench dogs.toml --patch p.safetensors"
     assert Path("run/command.txt").read_text() == "efface bench dogs.toml --patch p.safetensors\n"
 
 

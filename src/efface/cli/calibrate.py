@@ -114,7 +114,8 @@ def _scores(guard: Guard, items: Sequence[Any], name: str) -> list[float]:
         read = [picture_file.read(str(item)) for item in batch] if guard.detector.reads == "image" else batch
         for item, verdict in zip(batch, guard.judge(read), strict=True):
             if isnan(verdict.score):
-                raise EffaceError(f"{str(item)[:80]}: could not be judged ({verdict.label}); take it out, or repair it")
+                shown = str(item)[: None if guard.detector.reads == "image" else 80]  # the whole path of a picture
+                raise EffaceError(f"{shown}: could not be judged ({verdict.label}); take it out, or repair it")
             scores.append(verdict.score)
     return scores
 
