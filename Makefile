@@ -20,7 +20,7 @@ setup: .venv/installed ## make .venv and install efface into it
 demo: .venv/installed ## erase "cigarette" from the bundled model and write a report (under three minutes)
 	$(BIN)/efface demo --out $(OUT)
 
-test: .venv/installed ## run the tests (no network, two cores, under five minutes)
+test: .venv/installed ## run the tests (no network, two cores, about ten minutes)
 	$(BIN)/python -m pytest --numprocesses 2
 
 check: .venv/installed ## format, lint, types, layers, documentation tables
