@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import machine
+from benchmarks.closed_form.run import git, machine
 from benchmarks.leaderboard import defenses
 
 from efface.bench import plots
@@ -41,13 +42,13 @@ def write(results: Path) -> None:
             if (file := results / f"{about}-{name}.json").exists()
         ]
         if parts:
-            lines += _section(about, parts, _clock(results).get(about, {}))
+            lines += _section(about, parts, _clocked(results).get(about, {}))
     DOCS.joinpath("leaderboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def clock(results: Path, makers: Mapping[str, Callable[..., Mapping[str, Target]]]) -> None:
     """Seconds a picture of each defense on this machine's processor: one batch of eight, the better of two."""
-    found = _clock(results)
+    found = _clocked(results)
     for about, maker in makers.items():
         names = [name for part in defenses.PARTS.values() for name in part]
         asked = [Request(str(i), f"a dog and a cat, {i}", i) for i in range(8)]
@@ -64,13 +65,19 @@ def clock(results: Path, makers: Mapping[str, Callable[..., Mapping[str, Target]
                 spent.append(time.perf_counter() - begun)
             found[about][name] = round(min(spent[1:]) / len(asked), 3)
             print(f"{about}: {name} {found[about][name]} s a picture", flush=True)
-    found["machine"] = {**machine(), "threads": torch.get_num_threads()}
-    results.joinpath(CLOCK).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    row = {
+        "command": "python -m benchmarks.leaderboard.run " + " ".join(sys.argv[1:]),
+        "commit": git("rev-parse", "HEAD"),
+        "machine": {**machine(), "threads": torch.get_num_threads()},
+        "seconds a picture": found,
+    }
+    results.joinpath(CLOCK).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
-def _clock(results: Path) -> dict[str, Any]:
+def _clocked(results: Path) -> dict[str, Any]:
+    """Concept -> defense -> seconds a picture, as they are on file."""
     file = results / CLOCK
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8"))["seconds a picture"] if file.exists() else {}
 
 
 def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
