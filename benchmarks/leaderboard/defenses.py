@@ -11,6 +11,7 @@ from efface import catalog, concepts
 from efface.bench import demo
 from efface.core import Concept, Defense, Eraser
 from efface.detect import Blocklist, Classifier, LatentGuard
+from efface.erase.shielddiff import ShieldDiff
 from efface.guard import Guard
 from efface.patch import Patch
 from efface.picto import world
@@ -54,14 +55,20 @@ def concept(name: str) -> Concept:
     return concepts.picto_style(name) if name in concepts.STYLES else concepts.picto(name)
 
 
-def eraser(method: str) -> Eraser:
-    """picto's own settings, with nothing else changed."""
-    return demo.eraser(method)
+def eraser(method: str, about: Concept) -> Eraser:
+    """picto's own settings; where a tagger rewards, its label is the concept's name in the tagger's spelling."""
+    made = demo.eraser(method)
+    return replace(made, labels=(spelt(about),)) if isinstance(made, ShieldDiff) else made
+
+
+def spelt(about: Concept) -> str:
+    """The concept's name as picto's tagger and prompts have it: "fluent style"."""
+    return about.name.replace("-", " ")
 
 
 def listed(about: Concept) -> tuple[str, ...]:
     """The words that a list would hold: the concept's name and known synonyms."""
-    name = about.name.replace("-", " ")
+    name = spelt(about)
     return (name, *(world.find(name).known if name in world.SENSITIVE else ()))
 
 
@@ -79,7 +86,7 @@ def one(name: str, about: Concept, patches: Path) -> tuple[Defense, ...]:
     guards: Mapping[str, Callable[[], Guard]] = {
         "blocklist": lambda: Guard(Blocklist(listed(about))),
         "latent_guard": lambda: Guard(LatentGuard(concepts=listed(about))),
-        "tagger": lambda: Guard(Classifier("picto/tagger", (about.name.replace("-", " "),))),
+        "tagger": lambda: Guard(Classifier("picto/tagger", (spelt(about),))),
     }
     return (guards[name](),)
 

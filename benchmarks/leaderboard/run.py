@@ -49,9 +49,9 @@ def fit(work: Path, device: str, about: str, parts: Sequence[str]) -> None:
         file, failed = patches / f"{method}.safetensors", patches / f"{method}.failed"
         if file.exists() or failed.exists():
             continue
-        begun = time.perf_counter()
+        begun, concept = time.perf_counter(), defenses.concept(about)
         try:
-            defenses.eraser(method).fit(models.load("picto", device), defenses.concept(about)).save(file)
+            defenses.eraser(method, concept).fit(models.load("picto", device), concept).save(file)
         except EffaceError as error:
             failed.write_text(str(error))
         print(f"{about}: {method} {time.perf_counter() - begun:.0f} s", flush=True)
