@@ -83,14 +83,16 @@ def measure(part: str, about: str, given: argparse.Namespace) -> None:
     benchmark = replace(suites.picto(about, opened=defenses.OPENED[about]), batch=given.batch)
     maker = partial(make, work, given.device, about, names, given.batch)
     costs = {name: cost(name, work, about) for name in names}
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), time.process_time()
     found = benchmark.run(work / about / part, maker, costs, Here(), resume=True, minutes=given.minutes)
     spent = json.loads((work / about / part / "timing.json").read_text())
     row = {
         "part": part, "concept": about, "command": "python -m benchmarks.leaderboard.run " + " ".join(sys.argv[1:]),
         "commit": git("rev-parse", "HEAD"),
         "machine": {**machine(), "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu"},
-        "seconds": round(time.perf_counter() - begun, 1), "missing": {
+        "seconds": round(time.perf_counter() - begun, 1),
+        "processor seconds": round(time.process_time() - busy, 1),
+        "missing": {
             name: missing(name, work, about) for name in defenses.PARTS[part] if name not in names
         },
         **{key: found[key] for key in KEPT},
