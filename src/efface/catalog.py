@@ -90,7 +90,12 @@ def suites() -> tuple[str, ...]:
 def detector(text: str) -> Any:
     """DETECTOR[:FIELD=V,...] as a detector; this imports it, and torch with it."""
     name, _, fields = text.partition(":")
-    return load("detect", name)(**settings(info("detect", name), assigned(text, fields)))
+    return made("detect", name, assigned(text, fields))
+
+
+def made(family: str, name: str, given: Mapping[str, str]) -> Any:
+    """A method with the values that texts give its fields, as `settings` reads them."""
+    return load(family, name)(**settings(info(family, name), given))
 
 
 def assigned(whole: str, text: str) -> dict[str, str]:

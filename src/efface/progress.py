@@ -12,9 +12,13 @@ Listener = Callable[[str, int, int | None], None]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-def track(items: Iterable[T], what: str) -> Iterator[T]:
-    """Yield the items and report each one when it is finished; costs nothing when nobody listens."""
-    total = len(items) if isinstance(items, Sized) else None
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and report each one when it is finished; costs nothing when nobody listens.
+
+    `total`: how many there are, where the items do not know.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     tell = _listener.get()
     if tell is None:
         yield from items

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,11 +41,15 @@ def run(
     """
     _check(attack, target, reference, requests, budget)
     card = {**_card(attack, target, concept, requests, judge), "about": list(about)}
-    _same_run(folder, card)
+    earlier = folder.read(CARD)
+    if earlier is None:
+        Folder.new(folder.path)
+    else:
+        folder.same(earlier, card)
     limit = _judge.limit(judge)
     _judge.scores(judge, concept, ())  # raises for one that reads no pictures
     told = _screen.about(concept)
-    before = _read(folder, BEFORE)
+    before = folder.read(BEFORE)
     if before is None:
         models = {name: _screen.Screened(one, told) for name, one in (("none", reference), ("before", target))}
         probe = _probe(models["none"], concept, judge, limit, requests[0].settings)
@@ -207,25 +211,6 @@ def _named(defense: Any) -> str:
     """The defense with its settings; of a patch also the base's hash, so that two of one method differ."""
     base = getattr(defense, "card", {}).get("base", "")
     return f"{defense!r} of {base}" if base else repr(defense)
-
-
-def _same_run(folder: Folder, card: Mapping[str, Any]) -> None:
-    earlier = _read(folder, CARD)
-    if earlier is None:
-        Folder.new(folder.path)
-        return
-    if other := [key for key in card if earlier.get(key) != card[key]]:
-        raise BadInput(f"{folder.path}: holds a run with another {' and '.join(other)}; give a new folder with --out")
-
-
-def _read(folder: Folder, name: str) -> dict[str, Any] | None:
-    path = folder.path / name
-    with suppress(FileNotFoundError):
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInput(f"{path}: is damaged: {error}; give a new folder with --out") from error
-    return None
 
 
 def _found_file(folder: Folder, stream: Stream) -> None:

@@ -129,7 +129,7 @@ class Benchmark:
                     return
                 yield unit
 
-        for result in track(_Sized(engine.run(in_time(), make, self.trial), len(left)), "drawing and attacking"):
+        for result in track(engine.run(in_time(), make, self.trial), "drawing and attacking", len(left)):
             done.add(result)
         if missing := len(plan) - len(done.at):
             raise EffaceError(
@@ -154,16 +154,3 @@ class Benchmark:
 def _lasting(thing: object) -> str:
     """Its repr, without where in memory it is: objects of users may have no repr of their own."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
-
-
-class _Sized:
-    """Results as they come, whose number is known, so that a progress bar has an end."""
-
-    def __init__(self, results: Any, count: int) -> None:
-        self._results, self._count = results, count
-
-    def __iter__(self) -> Any:
-        return iter(self._results)
-
-    def __len__(self) -> int:
-        return self._count

@@ -61,7 +61,7 @@ def markdown(report: Report, files: Sequence[str] = ()) -> str:
     `files`: plots that lie beside it.
     """
     names, rows = list(report["defenses"]), scores.table(report)
-    lines = [f"# {report['title']}", "", report.get("question", ""), ""]
+    lines = [f"# {report['title']}", "", *([report["question"], ""] if report.get("question") else [])]
     lines += [line for name in files for line in (f"![{name.removesuffix('.svg')}]({name})", "")]
     if len(names) > FEW:
         keys = [key for keys in scores.by_set(report).values() for key in keys]

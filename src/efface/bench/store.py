@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from math import isnan
@@ -45,6 +47,24 @@ class Folder:
             part.unlink(missing_ok=True)
             raise EffaceError(f"{target}: could not be written: {error.strerror or error}") from error
         return target
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run; None where it is not there yet. Raises BadInput where it is damaged."""
+        path = self.path / name
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise BadInput(f"{path}: is damaged: {error}; give a new folder with --out") from error
+        if not isinstance(found, dict):
+            raise BadInput(f"{path}: is damaged: expected a table; give a new folder with --out")
+        return found
+
+    def same(self, earlier: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+        """Raises BadInput where an earlier run in this folder was not the one that `card` describes."""
+        if other := [key for key in card if earlier.get(key) != card[key]]:
+            raise BadInput(f"{self.path}: holds a run with another {' and '.join(other)}; give a new folder with --out")
 
     def keep(self, sample: Sample, where: str = "samples") -> dict[str, Any]:
         """Save a sample's picture, with prompt and seed in the PNG, and describe the sample as JSON can hold it."""

@@ -97,24 +97,19 @@ def opened(folder: Path, card: Mapping[str, Any], resume: bool) -> Iterator[Unit
 
 def _same_run(run: Folder, card: Mapping[str, Any]) -> bool:
     """Whether the folder holds this run; false where it holds none yet."""
-    path = run.path / CARD
-    if not path.exists():
+    earlier = run.read(CARD)
+    if earlier is None:
         found = run.path.iterdir() if run.path.is_dir() else ()
         if others := [one.name for one in found if one.name != LOCK and not one.name.startswith(".")]:
             raise BadInput(f"{run.path}: holds no benchmark that could be resumed, but {min(others)}; give a new --out")
         return False
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        own = {key: earlier.get(key) for key in card}
-    except (ValueError, AttributeError) as error:
-        raise BadInput(f"{path}: is damaged: {error}; give a new folder with --out") from error
-    if (own["format"], own["efface"]) != (FORMAT, __version__):
+    version, of = earlier.get("efface"), earlier.get("format")
+    if (of, version) != (FORMAT, __version__):
         raise BadInput(
-            f"{run.path}: was written by efface {own['efface']} (format {own['format']}), this is {__version__} "
-            f"(format {FORMAT}): go on with that version, or give a new folder with --out"
+            f"{run.path}: was written by efface {version} (format {of}), this is {__version__} (format {FORMAT}): go "
+            "on with that version, or give a new folder with --out"
         )
-    if other := [key for key in card if own[key] != card[key]]:
-        raise BadInput(f"{run.path}: holds a run with another {' and '.join(other)}; give a new folder with --out")
+    run.same(earlier, card)
     return True
 
 

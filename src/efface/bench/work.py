@@ -70,9 +70,12 @@ class Worker:
     make: Make
     trial: Trial
     targets: Mapping[str, Target] = field(init=False)
+    reference: Target = field(init=False)
+    """The undefended model as attacks see it: every cell asks it for the same pictures."""
 
     def __post_init__(self) -> None:
         self.targets = self.make()
+        self.reference = _Remembered(self.targets[NONE])
 
     def do(self, unit: Unit) -> Done:
         """Draw, or attack. Raises EffaceError where a judge cannot score: its count would mean nothing."""
@@ -99,7 +102,7 @@ class Worker:
         left = [r for r in unit.requests if attack.needs == "pictures" or not through[r.id]]
         attempts: dict[str, list[Attempt]] = {}
         try:
-            for attempt in attack.run(asked, self.targets[NONE], concept, left, judge) if left else ():
+            for attempt in attack.run(asked, self.reference, concept, left, judge) if left else ():
                 attempts.setdefault(attempt.sample.request.id, []).append(attempt)
         except DoesNotFit as error:  # no result is not a result of zero
             return [{"failed": str(error)}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +110,7 @@ def guidance(text: str) -> Any:
     gate = given.pop("detector", None) if any(field.name == "detector" for field in info.fields) else None
     settings = catalog.settings(info, given)
     if gate is not None:
-        settings["detector"] = _detector(gate, {})
+        settings["detector"] = catalog.made("detect", gate, {})
     if preset is not None:
         settings = {**catalog.presets("guide", name)[preset], **settings}
     return catalog.load("guide", name)(concept=concepts.find(about), **settings)
@@ -125,15 +125,10 @@ def guard(text: str) -> Guard:
     action, unread = given.pop("action", "refuse"), given.pop("allow_unread", "false")
     if unread not in ("true", "false"):
         raise BadInput(f'--guard {text}: allow_unread must be true or false, got "{unread}"')
-    judge = _detector(name, given)
+    judge = catalog.made("detect", name, given)
     from efface.guard import Guard
 
     return Guard(judge, _threshold(text, limit, judge) if limit else None, action, unread == "true")  # type: ignore[arg-type]
-
-
-def _detector(name: str, given: Mapping[str, str]) -> Detector:
-    settings = catalog.settings(catalog.info("detect", name), given)
-    return catalog.load("detect", name)(**settings)
 
 
 def _threshold(text: str, limit: str, judge: Detector) -> float:

@@ -127,4 +127,4 @@ def _written(text: str) -> Guard:
         if not given:
             raise BadInput(f'ensemble: {text}: expected FIELD=VALUE, got "{part}"')
         fields[field.strip()] = value
-    return Guard(catalog.load("detect", name)(**catalog.settings(catalog.info("detect", name), fields)), threshold)
+    return Guard(catalog.made("detect", name, fields), threshold)
