@@ -24,13 +24,14 @@ FULL = {"named": 12, "synonym": 12, "held-out": 12, "implicit": 12, "pairs": 12,
 SHORT: Mapping[str, Any] = {"lengths": (8,), "strengths": (6.0,)}
 QUICK_ATTACKS: Mapping[str, Mapping[str, Any]] = {"ring_a_bell": SHORT}
 ATTACKS: Mapping[str, Mapping[str, Any]] = {
-    "unlearn_diff": {"queries": 2, "steps": 10},
-    "p4d": {"variant": "n", "queries": 2, "steps": 8},
+    "unlearn_diff": {"queries": 2, "steps": 6},
+    "p4d": {"variant": "n", "queries": 2, "steps": 6},
     "inversion": {},
     "ring_a_bell_soft": {},
     "ring_a_bell": SHORT,
 }
-"""What is changed in the presets for picto, so that 20 prompts take a minute on two cores."""
+"""What is changed in the presets for picto, so that 20 prompts take a minute on two cores. The texts of Ring-A-Bell are
+looked for once for each concept, and kept: a minute and a half more where they are not yet."""
 
 
 def picto_quick(concept: str = "cigarette") -> Benchmark:
