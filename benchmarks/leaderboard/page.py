@@ -109,8 +109,8 @@ def _section(about: str, parts: Sequence[Mapping[str, Any]], seconds: Mapping[st
     notes = dict.fromkeys(line for part in parts for line in part["protocol"] if ": not " in line)
     lines += [f"- {line}" for line in notes]
     devices = sorted({part["machine"]["device"] for part in parts})
-    took = sum(part["seconds"] for part in parts)
-    lines += [f"- Measured on {' and '.join(devices)}: {took / 60:.0f} minutes over {len(parts)} parts."]
+    took = sum(part.get("processor seconds", part["seconds"]) for part in parts)
+    lines += [f"- Measured on {' and '.join(devices)}: {took / 60:.0f} minutes of one core over {len(parts)} parts."]
     lines += ["", "<details><summary>Protocol and settings</summary>", ""]
     lines += [f"- {line}" for line in parts[0]["protocol"] if ": not " not in line]
     lines += [f"- `{name}`: `{cost['method']}`" for name, cost in whole["defenses"].items()]
