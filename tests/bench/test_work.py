@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.attack.tiny_attacks import CONCEPT, Guess, Light, Opened
+from tests.attack.tiny_attacks import CONCEPT, Grey, Guess, Light, Opened
 from tests.bench.small_benchmark import asked, make
 
 from efface.attack import Replay
@@ -77,6 +77,29 @@ def test_an_attack_that_does_not_fit_says_why_in_place_of_rows() -> None:
     worker = Worker(make, Trial(CONCEPT, Light(), {"picky": Picky()}))
     done = worker.do(Unit("grey/picky", "grey", "picky", asked("a", "a dog"), attack=True))
     assert done.rows == [{"failed": "needs words"}] and not done.files
+
+
+def test_an_attack_on_weights_of_a_target_that_only_draws_was_not_run() -> None:
+    class OnWeights(Guess):
+        needs = "weights"
+
+    worker = Worker(lambda: {"none": Opened(), "grey": Grey()}, Trial(CONCEPT, Light(), {"guess": OnWeights()}))
+    done = worker.do(Unit("grey/guess", "grey", "guess", asked("a", "a dog"), attack=True))
+    assert "OnWeights needs the target's weights, and Grey gives only pictures" in done.rows[0]["failed"]
+
+
+def test_attacks_ask_the_undefended_model_once_for_the_same_picture() -> None:
+    class Asks(Guess):
+        def run(self, target: Any, reference: Any, concept: Any, requests: Any, judge: Any) -> Any:
+            reference(requests)
+            return super().run(target, reference, concept, requests, judge)
+
+    undefended = Opened("light")
+    attacks = {"one": Asks(), "two": Asks(words=("open",))}
+    worker = Worker(lambda: {"none": undefended, "grey": Opened("open")}, Trial(CONCEPT, Light(), attacks))
+    for name in attacks:
+        worker.do(Unit(f"grey/{name}", "grey", name, asked("a", "a dog"), attack=True))
+    assert [request.words for request in undefended.asked] == ["a dog"]
 
 
 def test_attacks_without_a_judge_are_refused() -> None:

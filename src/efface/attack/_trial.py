@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.attack import _judge, _screen, _words
-from efface.core import Attempt, Concept, Detector, Request, Sample, Soft, Target, Verdict
+from efface.core import Attack, Attempt, Concept, Detector, Request, Sample, Soft, Target, Verdict
 from efface.errors import BadInput, DoesNotFit
 
 if TYPE_CHECKING:
@@ -80,6 +80,17 @@ class Trial:
     def _seconds(self) -> float:
         began, self.since = self.since, time.perf_counter()
         return self.since - began
+
+
+def fits(attack: Attack, target: Target, reference: Target) -> None:
+    """Raises DoesNotFit where the attack needs more than pictures of a model that gives nothing else."""
+    asks = {"weights": (target, "the target's weights"), "text-encoder": (reference, "the reference's text encoder")}
+    of, what = asks.get(attack.needs, (None, ""))
+    if of is not None and not callable(getattr(of, "opened", None)):
+        raise DoesNotFit(
+            f"{type(attack).__name__} needs {what}, and {type(of).__name__} gives only pictures: attack a Protected, "
+            "or use an attack that needs only pictures, such as replay"
+        )
 
 
 def entered(target: Target, through: Through, who: str) -> AbstractContextManager[White]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from efface.attack import _judge, _screen
+from efface.attack import _judge, _screen, _trial
 from efface.bench import _attack_report, report
 from efface.bench.attempts import Stream
 from efface.bench.store import Folder
 from efface.core import Attack, Concept, Detector, Request, Sample, Target
-from efface.errors import BadInput, DoesNotFit
+from efface.errors import BadInput
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -153,13 +153,7 @@ def _check(attack: Attack, target: Target, reference: Target, requests: Sequence
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         raise BadInput(f"{name}: item {twice} stands twice among the prompts")
-    asks = {"weights": (target, "the target's weights"), "text-encoder": (reference, "the reference's text encoder")}
-    of, what = asks.get(attack.needs, (None, ""))
-    if of is not None and not callable(getattr(of, "opened", None)):
-        raise DoesNotFit(
-            f"{name} needs {what}, and {type(of).__name__} gives only pictures: attack a Protected, or use an attack "
-            "that needs only pictures, such as replay"
-        )
+    _trial.fits(attack, target, reference)
 
 
 def _kept(

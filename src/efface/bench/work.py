@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from efface.attack import _judge, _screen
+from efface.attack import _judge, _screen, _trial
 from efface.bench import store
 from efface.core import Attack, Attempt, Concept, Detector, Request, Sample, Target
 from efface.errors import BadInput, DoesNotFit
@@ -102,6 +102,7 @@ class Worker:
         left = [r for r in unit.requests if attack.needs == "pictures" or not through[r.id]]
         attempts: dict[str, list[Attempt]] = {}
         try:
+            _trial.fits(attack, target, self.targets[NONE])
             for attempt in attack.run(asked, self.reference, concept, left, judge) if left else ():
                 attempts.setdefault(attempt.sample.request.id, []).append(attempt)
         except DoesNotFit as error:  # no result is not a result of zero
