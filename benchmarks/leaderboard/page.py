@@ -110,7 +110,11 @@ def _section(about: str, parts: Sequence[Mapping[str, Any]], seconds: Mapping[st
     lines += [f"- {line}" for line in notes]
     devices = sorted({part["machine"]["device"] for part in parts})
     took = sum(part.get("processor seconds", part["seconds"]) for part in parts)
-    lines += [f"- Measured on {' and '.join(devices)}: {took / 60:.0f} minutes of one core over {len(parts)} parts."]
+    making = sum(cost["seconds"] for name, cost in whole["defenses"].items() if name in defenses.ERASERS)
+    lines += [
+        f"- Measured on {' and '.join(devices)}: {took / 60:.0f} minutes of one core over {len(parts)} parts, and "
+        f"{making / 60:.0f} to make the patches."
+    ]
     lines += ["", "<details><summary>Protocol and settings</summary>", ""]
     lines += [f"- {line}" for line in parts[0]["protocol"] if ": not " not in line]
     lines += [f"- `{name}`: `{cost['method']}`" for name, cost in whole["defenses"].items()]
