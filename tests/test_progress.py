@@ -17,11 +17,12 @@ def test_a_listener_hears_every_item_when_it_is_finished() -> None:
     assert heard == [("drawing", 0, 2), ("drawing", 1, 2), ("drawing", 2, 2)]
 
 
-def test_the_total_of_an_iterator_is_not_known() -> None:
+@pytest.mark.parametrize("total", [None, 2])
+def test_the_total_of_an_iterator_is_what_is_said_or_not_known(total: int | None) -> None:
     heard: Heard = []
     with listening(lambda *what: heard.append(what)):
-        assert list(track(iter("ab"), "reading")) == ["a", "b"]
-    assert heard[-1] == ("reading", 2, None)
+        assert list(track(iter("ab"), "reading", total)) == ["a", "b"]
+    assert heard[-1] == ("reading", 2, total)
 
 
 def test_nobody_is_told_outside_and_items_come_all_the_same() -> None:

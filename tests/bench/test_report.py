@@ -47,6 +47,14 @@ def test_markdown_holds_value_interval_and_n() -> None:
     assert "0.50 s to compute, 2.00 MB" in report.markdown(example())
 
 
+def test_a_report_without_a_question_has_no_room_for_one(tmp_path: Path) -> None:
+    assert report.markdown(example()).startswith("# A <title>\n\n| set |")
+    assert "</h1>\n<p>" not in report.html(tmp_path, example())
+    asked = {**example(), "question": "Why?"}
+    assert report.markdown(asked).startswith("# A <title>\n\nWhy?\n\n| set |")
+    assert "</h1>\n<p>Why?</p>" in report.html(tmp_path, asked)
+
+
 def many(defenses: int = 6, cards: int = 20) -> dict[str, Any]:
     """A benchmark: more defenses than fit side by side, two attacks, a number beside the shares."""
     names = ["none", *(f"m{k}" for k in range(1, defenses))]
