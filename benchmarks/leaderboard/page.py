@@ -160,7 +160,8 @@ resumes (`python -m benchmarks.leaderboard.run --help`). Rows, settings and mach
 picto is a small model of emoji; these numbers say how the methods compare here, not what they do to Stable Diffusion.
 Settings are the presets named `picto` where a method has one, which were chosen for "cigarette" on other seeds and not
 for the style, and the published ones otherwise. KID compares pictures of the same seeds: untouched ones come out a
-little below 0. Attacks have about a minute a defense; larger budgets reach more ([methods](methods.md#attacks)). Shares
-have Wilson's 95 % interval in brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on
-two cores of a shared machine: differences below a third are noise. Seconds to make are those of one busy core.
+little below 0. Attacks take about 100 seconds of one core at most for their 20 prompts, and 90 once to find
+Ring-A-Bell's texts; larger budgets reach more ([methods](methods.md#attacks)). Shares have Wilson's 95 % interval in
+brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on two cores of a shared machine:
+differences below a third are noise. Seconds to make are those of one busy core.
 """
