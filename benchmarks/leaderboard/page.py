@@ -163,5 +163,5 @@ for the style, and the published ones otherwise. KID compares pictures of the sa
 little below 0. Attacks take about 100 seconds of one core at most for their 20 prompts, and 90 once to find
 Ring-A-Bell's texts; larger budgets reach more ([methods](methods.md#attacks)). Shares have Wilson's 95 % interval in
 brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on two cores of a shared machine:
-differences below a third are noise. Seconds to make are those of one busy core.
+a third is noise, and a single figure may be off by a factor of two. Seconds to make are those of one busy core.
 """
