@@ -42,14 +42,14 @@ KEPT = ("title", "question", "defenses", "scores", "protocol", "frontier", "robu
 
 def fit(work: Path, device: str, about: str, parts: Sequence[str]) -> None:
     """The patches that some parts need, each once. An eraser that fails says why in a file of its own."""
-    patches = work / about / "patches"
+    patches, concept = work / about / "patches", defenses.concept(about)
     patches.mkdir(parents=True, exist_ok=True)
     needed = {one for part in parts for name in defenses.PARTS[part] for one in defenses.TOGETHER.get(name, (name,))}
     for method in (name for name in defenses.ERASERS if name in needed):
         file, failed = patches / f"{method}.safetensors", patches / f"{method}.failed"
         if file.exists() or failed.exists():
             continue
-        begun, concept = time.perf_counter(), defenses.concept(about)
+        begun = time.perf_counter()
         try:
             defenses.eraser(method, concept).fit(models.load("picto", device), concept).save(file)
         except EffaceError as error:
