@@ -96,7 +96,8 @@ def test_the_victim_learns_the_originals_prediction_for_the_prompt(pipe: Any) ->
         text = anatomy.of(pipe).encode(["red flower"])
         for clean, eps, t, wanted in lessons:
             assert wanted.shape == (2, 4, 8, 8) and not wanted.requires_grad
-            assert float(_search.miss(white, text, clean, eps, t, wanted)) == 0
+            assert wanted.square().mean() > 1e-3 and len(set(t.tolist())) == 1
+            assert float(_search.miss(white, text, clean, eps, t, wanted)) < 1e-9  # predicted in other batches
 
 
 def test_guidances_are_left_out_of_the_search_unless_asked_for(pipe: Any) -> None:

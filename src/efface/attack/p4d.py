@@ -19,6 +19,8 @@ from efface.noise import Moments, draw
 
 Lesson = tuple[Tensor, Tensor, Tensor, Tensor]
 """Clean latents, noise, timesteps, and the original model's prediction."""
+TOGETHER = 16
+"""Noised pictures that the original model sees at once; a step of the search needs far more memory for each."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,19 @@ class P4D(Attack):
     def _lessons(self, reference: Target, wanted: str, known: Moments, dice: torch.Generator) -> list[Lesson]:
         """A round's: both models may share their weights' memory, so that they are never open together."""
         found = []
-        with entered(reference, "all", "p4d") as white:
+        # guidances tell a step by one timestep: not those of the original, whose steps are predicted together
+        with entered(reference, "patches", "p4d") as white:
             family = anatomy.of(white.pipe)
             text = white.encode(*family.tokenize([wanted]))
             total = family.pipe.scheduler.config.num_train_timesteps
             for _ in range(self.steps):
                 clean = known.mean[torch.randint(len(known.mean), (self.batch,), generator=dice)]
                 eps = draw(clean.shape, dice, clean)
-                # guidances tell a step by one timestep: all of a batch have the same
-                t = torch.randint(total, (1,), generator=dice).expand(self.batch)
-                found.append((clean, eps, t, guess(white, text, clean, eps, t)))
-        return found
+                # those of the victim may be on: all of a batch have the same
+                found.append((clean, eps, torch.randint(total, (1,), generator=dice).expand(self.batch)))
+            rows = [torch.cat(part).split(TOGETHER) for part in zip(*found, strict=True)]
+            predictions = torch.cat([guess(white, text, *part) for part in zip(*rows, strict=True)])
+        return [(*lesson, own) for lesson, own in zip(found, predictions.split(self.batch), strict=True)]
 
 
 PRESETS: dict[str, P4D] = {
