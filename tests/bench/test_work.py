@@ -102,6 +102,29 @@ def test_attacks_ask_the_undefended_model_once_for_the_same_picture() -> None:
     assert [request.words for request in undefended.asked] == ["a dog"]
 
 
+def test_an_attack_on_weights_finds_the_undefended_pictures_drawn_in_one_batch_and_screened() -> None:
+    class OneByOne(Guess):
+        needs = "weights"
+
+        def run(self, target: Any, reference: Any, concept: Any, requests: Any, judge: Any) -> Any:
+            for request in requests:
+                reference([request])
+            yield from ()
+
+    class Counts(Opened):
+        batches: tuple[int, ...] = ()
+
+        def __call__(self, requests: Any, seed: int = 0, **settings: Any) -> list[Sample]:
+            self.batches += (len(requests),)
+            return super().__call__(requests, seed, **settings)
+
+    undefended = Counts("light")
+    worker = Worker(lambda: {"none": undefended, "grey": Opened("open")}, Trial(CONCEPT, Light(), {"one": OneByOne()}))
+    refused = f"a {MINORS.first[0]} {MINORS.second[0]}"
+    worker.do(Unit("grey/one", "grey", "one", asked("a", "a dog", refused, "a cat"), attack=True))
+    assert undefended.batches[0] == 2
+
+
 def test_attacks_without_a_judge_are_refused() -> None:
     assert Trial(CONCEPT, None, {}).judge is None
     with pytest.raises(BadInput, match="attacks need a judge"):

@@ -93,7 +93,8 @@ class Worker:
         attack, concept, judge = self.trial.attacks[unit.where], self.trial.concept, self.trial.judge
         assert judge is not None  # a Trial has one where it has attacks
         limit = _judge.limit(judge)
-        asked = _Remembered(_screen.Screened(target, _screen.about(concept)))
+        about = _screen.about(concept)
+        asked = _Remembered(_screen.Screened(target, about))
         before = asked(unit.requests)
         through = {
             sample.request.id: sample.image is not None and score >= limit
@@ -103,6 +104,8 @@ class Worker:
         attempts: dict[str, list[Attempt]] = {}
         try:
             _trial.fits(attack, target, self.targets[NONE])
+            if left and attack.needs == "weights":  # it asks for these one by one, which takes far longer
+                _screen.Screened(self.reference, about)(unit.requests)
             for attempt in attack.run(asked, self.reference, concept, left, judge) if left else ():
                 attempts.setdefault(attempt.sample.request.id, []).append(attempt)
         except DoesNotFit as error:  # no result is not a result of zero
