@@ -107,17 +107,29 @@ def _section(about: str, parts: Sequence[Mapping[str, Any]], seconds: Mapping[st
     lines += ["", *(f"- Not measured: {name}: {why}" for name, why in out.items())]
     notes = dict.fromkeys(line for part in parts for line in part["protocol"] if ": not " in line)
     lines += [f"- {line}" for line in notes]
-    devices = sorted({part["machine"]["device"] for part in parts})
-    took = sum(part.get("processor seconds", part["seconds"]) for part in parts)
-    making = sum(cost["seconds"] for name, cost in whole["defenses"].items() if name in defenses.ERASERS)
-    lines += [
-        f"- Measured on {' and '.join(devices)}: {took / 60:.0f} minutes of one core over {len(parts)} parts, and "
-        f"{making / 60:.0f} to make the patches."
-    ]
+    lines += _costs(parts, whole, attacks)
     lines += ["", "<details><summary>Protocol and settings</summary>", ""]
     lines += [f"- {line}" for line in parts[0]["protocol"] if ": not " not in line]
     lines += [f"- `{name}`: `{cost['method']}`" for name, cost in whole["defenses"].items()]
     return [*lines, "", "</details>"]
+
+
+def _costs(parts: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], attacks: Sequence[str]) -> list[str]:
+    """What all of it took, and the dearest attack."""
+    spent = [
+        (unit["seconds"] * part["machine"]["threads"], unit["what"], unit["defense"])
+        for part in parts for unit in part["timing"]["units"]
+    ]  # fmt: skip
+    dearest, attack, defense = max(row for row in spent if row[1] in attacks)
+    drawing = sum(seconds for seconds, *_ in spent)
+    making = sum(cost["seconds"] for name, cost in whole["defenses"].items() if name in defenses.ERASERS)
+    devices = " and ".join(sorted({part["machine"]["device"] for part in parts}))
+    return [
+        f"- Measured on {devices}, in {len(parts)} parts: {drawing / 60:.0f} minutes of one core to draw and attack, "
+        f"{making / 60:.0f} to make the patches.",
+        f"- The dearest attack on one defense: {attack} on {defense}, {dearest:.0f} seconds of one core, half of it on "
+        "two side by side.",
+    ]
 
 
 def _table(
@@ -159,8 +171,8 @@ resumes (`python -m benchmarks.leaderboard.run --help`). Rows, settings and mach
 picto is a small model of emoji; these numbers say how the methods compare here, not what they do to Stable Diffusion.
 Settings are the presets named `picto` where a method has one, which were chosen for "cigarette" on other seeds and not
 for the style, and the published ones otherwise. KID compares pictures of the same seeds: untouched ones come out a
-little below 0. Attacks take about 100 seconds of one core at most for their 20 prompts, and 90 once to find
-Ring-A-Bell's texts; larger budgets reach more ([methods](methods.md#attacks)). Shares have Wilson's 95 % interval in
+little below 0. Attacks have a minute of two cores for their 20 prompts; larger budgets reach more
+([methods](methods.md#attacks)). Shares have Wilson's 95 % interval in
 brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on two cores of a shared machine:
 a third is noise, and a single figure may be off by a factor of two. Seconds to make are those of one busy core.
 """

@@ -6,6 +6,7 @@
     python -m benchmarks.leaderboard.run --merge                 # results/*.json, docs/leaderboard.md and its plots
 
 Each part draws the undefended model too, with the same seeds. Rows are kept without pictures. Everything resumes.
+Workers share a part's work: with one thread each the pictures are the same whatever their number.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.leaderboard import defenses, page
 
 from efface import models
 from efface.bench import suites
-from efface.bench.engine import Here
+from efface.bench.engine import Ray
 from efface.bench.work import NONE
 from efface.core import Target
 from efface.errors import EffaceError
@@ -83,15 +84,14 @@ def measure(part: str, about: str, given: argparse.Namespace) -> None:
     benchmark = replace(suites.picto(about, opened=defenses.OPENED[about]), batch=given.batch)
     maker = partial(make, work, given.device, about, names, given.batch)
     costs = {name: cost(name, work, about) for name in names}
-    begun, busy = time.perf_counter(), time.process_time()
-    found = benchmark.run(work / about / part, maker, costs, Here(), resume=True, minutes=given.minutes)
+    begun, engine = time.perf_counter(), Ray(workers=given.workers, threads=given.threads)
+    found = benchmark.run(work / about / part, maker, costs, engine, resume=True, minutes=given.minutes)
     spent = json.loads((work / about / part / "timing.json").read_text())
     row = {
         "part": part, "concept": about, "command": "python -m benchmarks.leaderboard.run " + " ".join(sys.argv[1:]),
         "commit": git("rev-parse", "HEAD"),
         "machine": {**machine(), "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu"},
         "seconds": round(time.perf_counter() - begun, 1),
-        "processor seconds": round(time.process_time() - busy, 1),
         "missing": {
             name: missing(name, work, about) for name in defenses.PARTS[part] if name not in names
         },
@@ -122,7 +122,8 @@ def main() -> None:
     parser.add_argument("--concept", choices=defenses.CONCEPTS, help="only this concept")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop a part after so long; it resumes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=0, help="processes side by side; 0: one for each processor")
+    parser.add_argument("--threads", type=int, default=1, help="of a worker")
     parser.add_argument("--batch", type=int, default=8, help="pictures in a unit of work")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -136,7 +136,14 @@ def test_units_are_planned_by_ids_alone_in_batches_and_attacks_last() -> None:
     found = planned(sets, ["none", "grey"], TRIAL, asked("a", "a dog"), ["grey"], 2)
     assert [unit.id for unit in found] == [
         "none/x/000000", "none/x/000001", "none/y/000000", "grey/x/000000", "grey/x/000001", "grey/y/000000",
-        "none/no attack", "grey/no attack", "grey/guess",
+        "none/no attack/000000", "grey/no attack/000000", "grey/guess/000000",
     ]  # fmt: skip
     assert [len(unit.requests) for unit in found[:3]] == [2, 1, 1]
     assert not [unit for unit in planned(sets, ["none", "grey"], TRIAL, (), ["grey"], 2) if unit.attack]
+
+
+def test_the_prompts_of_an_attack_are_shared_out() -> None:
+    found = planned({}, ["none", "grey"], TRIAL, asked("a", *map(str, range(12))), ["grey"], 2)
+    assert [(unit.id, len(unit.requests)) for unit in found if unit.where == "guess"] == [
+        ("grey/guess/000000", 10), ("grey/guess/000001", 2)
+    ]  # fmt: skip

@@ -84,10 +84,12 @@ def made(
         for where in benchmark.sets
     }
     scores, missing = _measured(benchmark, drawn, list(defenses))
-    cells = {(u.defense, u.where): done.read(u.id)["rows"] for u in plan if u.attack}
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for unit in (u for u in plan if u.attack):
+        cells.setdefault((unit.defense, unit.where), []).extend(done.read(unit.id)["rows"])
     for (defense, name), rows in cells.items():
-        if "failed" in rows[0]:
-            missing.append(f"{name} against {defense}: not run: {rows[0]['failed']}")
+        if failed := next((row["failed"] for row in rows if "failed" in row), ""):
+            missing.append(f"{name} against {defense}: not run: {failed}")
         else:
             scores.append(_row(defense, ATTACKS, name, _success(rows)))
     samples = [*_grids(benchmark, drawn, list(defenses)), *_attack_grids(cells)]

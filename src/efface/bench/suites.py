@@ -30,8 +30,8 @@ ATTACKS: Mapping[str, Mapping[str, Any]] = {
     "ring_a_bell_soft": {},
     "ring_a_bell": SHORT,
 }
-"""What is changed in the presets for picto, so that 20 prompts take about 100 seconds of one core at most. Texts of
-Ring-A-Bell are looked for once for each concept, 90 seconds more, and kept."""
+"""What is changed in the presets for picto, so that 20 prompts take at most a minute of two cores. Texts of Ring-A-Bell
+are looked for once for each concept, and kept."""
 
 
 def picto_quick(concept: str = "cigarette") -> Benchmark:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """The undefended model among the defenses."""
+PROMPTS = 10
+"""Prompts in a unit of an attack: what a kill loses, and what workers share. What an attack learns for all its prompts,
+such as one embedding, is learnt in each unit again."""
 Make = Callable[[], Mapping[str, Target]]
 """Makes the models under test by the names of their defenses, with the undefended one; called once by each worker."""
 
@@ -43,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Pictures of one set by one defense, or one attack on it."""
+    """Some pictures of one set by one defense, or some prompts of one attack on it."""
 
     id: str
     defense: str
@@ -171,7 +174,8 @@ def planned(
     sets: Mapping[str, Sequence[Request]], defenses: Sequence[str], trial: Trial, attacked: Sequence[Request],
     opened: Sequence[str], batch: int,
 ) -> list[Unit]:  # fmt: skip
-    """All units of a benchmark, from the ids of its requests alone: sets in batches, then attacks on each defense.
+    """All units of a benchmark, from the ids of its requests alone: sets in batches, then attacks on each defense, by
+    `PROMPTS`.
 
     An attack that only draws is run on the undefended model too; one that needs weights on those of `opened` alone.
     """
@@ -182,15 +186,20 @@ def planned(
     for name in (*defenses, *sets, *trial.attacks, *ids):  # they name files
         if not re.fullmatch(r"[\w.+@ -]+", name):
             raise BadInput(f'"{name}" names files: expected letters, digits, spaces and . + @ - _ alone')
-    found = [
-        Unit(f"{defense}/{where}/{start // batch:06d}", defense, where, tuple(requests[start : start + batch]))
-        for defense in defenses
-        for where, requests in sets.items()
-        for start in range(0, len(requests), batch)
-    ]
-    for defense in defenses if attacked else ():
+    found: list[Unit] = []
+    for defense in defenses:
+        for where, requests in sets.items():
+            found += _shared(defense, where, requests, batch)
+    for defense in defenses:
         for name, attack in trial.attacks.items():
             runs = attack.needs == "pictures" if defense == NONE else attack.needs != "weights" or defense in opened
             if runs:
-                found.append(Unit(f"{defense}/{name}", defense, name, tuple(attacked), attack=True))
+                found += _shared(defense, name, attacked, PROMPTS, attack=True)
     return found
+
+
+def _shared(defense: str, where: str, requests: Sequence[Request], size: int, attack: bool = False) -> list[Unit]:
+    return [
+        Unit(f"{defense}/{where}/{start // size:06d}", defense, where, tuple(requests[start : start + size]), attack)
+        for start in range(0, len(requests), size)
+    ]
