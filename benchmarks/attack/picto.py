@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 import time
 import warnings
@@ -37,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import machine
+from benchmarks.origin import command, git, origin
 
 from efface import catalog, models
 from efface.attack import _words
@@ -150,7 +148,7 @@ class Bench:
             **{key: found[key] for key in ("success", "before", "added", "undefended", "mcnemar_p")},
             "queries": found["queries"], "seconds": found["seconds"], "hits": len(hits),
             "held_out": None if name in KEPT else sum(map(_unlisted, hits.values())), "fresh": fresh,
-            "device": device_name(self.device), "machine": machine(), "command": command(),
+            "device": device_name(self.device), **origin(),
             "whole_seconds": round(time.perf_counter() - begun, 1),
         }  # fmt: skip
 
@@ -196,11 +194,6 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
-def command() -> str:
-    """What was typed."""
-    return shlex.join(["python", "-m", "benchmarks.attack.picto", *sys.argv[1:]])
-
-
 def told(row: Mapping[str, Any]) -> str:
     """A row in one line."""
 
@@ -223,10 +216,9 @@ def merge(work: Path, results: Path) -> None:
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if not rows:
         sys.exit(f"{work}: no cell has been run yet")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     devices = sorted({row["device"] for row in rows})
     result = {
-        "command": command(), "commit": commit, "machine": {**rows[0]["machine"], "devices": devices},
+        "command": command(), "commit": git("rev-parse", "HEAD"), "machine": {**rows[0]["machine"], "devices": devices},
         "settings": demo.SETTINGS, "rows": rows,
     }  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)

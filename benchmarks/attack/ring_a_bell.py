@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from benchmarks.closed_form import shapes
 from benchmarks.closed_form.clock import apart, reset_peak, resident
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import git, origin
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -162,10 +161,8 @@ def main() -> None:
     }
     faster = {name: mean(row["cpu"]) / ours_cpu for name, row in rows.items()}
     result = {
-        "command": " ".join(["python -m benchmarks.attack.ring_a_bell", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD"),
+        **origin(),
         "uncommitted": git("status", "--porcelain", "--", "../../src/efface/attack", ".").splitlines(),
-        "machine": machine(),
         "load": {"start": begun, "end": os.getloadavg()},
         "search": repr(attack._genetic), "free_tokens": FREE, "batch": attack.batch, "ids": len(alphabet),
         "settle": chosen.settle, "cpu": ours_cpu, "peak": peak, "generations": generations, "plain": rows,

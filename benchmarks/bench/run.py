@@ -9,7 +9,6 @@ taken off: planning, writing pictures and lines, the loop. Measuring and the rep
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -18,8 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 
 from efface import __version__, models
 from efface.bench import demo, suites, units
@@ -78,8 +76,7 @@ def large(folder: Path) -> dict[str, float]:
 def main() -> None:
     warnings.simplefilter("ignore")
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.bench.run " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"), "machine": {**machine(), "threads": torch.get_num_threads()},
+        **origin(),
     }  # fmt: skip
     for what in (large, quick):
         with tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +26,7 @@ from typing import Any
 import torch
 from benchmarks.closed_form import dense, shapes
 from benchmarks.closed_form.clock import Clock, apart, reset_peak, resident
+from benchmarks.origin import git, origin
 
 from efface import anatomy
 from efface.core import Concept, Eraser
@@ -173,20 +171,6 @@ def time_dense(pipe: Any, case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model, "cores": os.cpu_count(), "system": platform.system(),
-        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def git(*words: str) -> str:
-    """What git answers; nothing outside a checkout."""
-    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def table(rows: Sequence[Row]) -> str:
     lines = [
         f"{'case':48} {'CPU s':>7} {'first':>7} {'wall':>7} {'MB':>6} {'patch MB':>8} {'rank':>5} {'dense':>8} {'x':>6}"
@@ -238,10 +222,8 @@ def main() -> None:
             rows.append(row)
             print(table([row]), flush=True)
     result = {
-        "command": "python -m benchmarks.closed_form.run " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"),
+        **origin(),
         "uncommitted": git("diff", "--name-only", "HEAD", "--", "../../src/efface", ".").splitlines(),
-        "machine": machine(),
         "load": {"start": begun, "end": os.getloadavg()},
         "bars": verdicts(rows),
         "rows": [asdict(row) for row in rows],

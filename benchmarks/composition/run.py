@@ -1,7 +1,7 @@
 """Two things erased at once: fitted together, summed or one after the other, on picto's "cigarette" and "beer".
 
-    python benchmarks/composition/run.py               all variants -> results/composition.json; 25 minutes on a core
-    python benchmarks/composition/run.py --resume      only those that a stopped run has not measured
+    python -m benchmarks.composition.run               all variants -> results/composition.json; 25 minutes on a core
+    python -m benchmarks.composition.run --resume      only those that a stopped run has not measured
 
 Sets: each concept named (104 and 126 pictures), by synonyms that no concept lists (54 each), and 112 pictures of all 56
 other objects. All variants draw the same prompts with the same seeds, so they are also compared picture by picture.
@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from benchmarks.origin import origin
 
 from efface import cache, models
 from efface.bench import demo
@@ -170,11 +167,7 @@ def main() -> None:
     base, ways, requests = _bytes(pipe), variants(pipe, eraser), [one.item.request for one in asked]
     rows = {r["name"]: r for r in json.loads(TARGET.read_text())["rows"]} if given.resume else {}
     result: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "machine": f"{platform.machine()}, {given.threads} threads, torch {torch.__version__}",
+        **origin(),
         "settings": {**demo.SETTINGS, "seed": SEED, "batch_size": BATCH},
         "eraser": repr(eraser),
         "stacking": stacking(pipe, ways),

@@ -1,7 +1,7 @@
 """How well UCE and RECE erase picto's "cigarette", and what it costs everything else.
 
-    python benchmarks/erase_picto/run.py                 the chosen settings, full size -> results/chosen.json
-    python benchmarks/erase_picto/run.py --sweep         the trade-off: settings x removal x keep -> results/sweep.json
+    python -m benchmarks.erase_picto.run                 the chosen settings, full size -> results/chosen.json
+    python -m benchmarks.erase_picto.run --sweep         the trade-off: settings x removal x keep -> results/sweep.json
 
 Full size: 110 named, 72 known-synonym, 72 held-out, 150 implicit prompts, 24 pairs, all other objects in three styles.
 The set "unlisted" is every second other object: the concept lists it as kept in all settings but "half".
@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.origin import origin
 
 from efface import models
 from efface.bench import demo
@@ -128,11 +125,8 @@ def main() -> None:
     older = json.loads(target.read_text())["rows"] if given.only and target.exists() else []
     found = measure(rows, SMALL if given.sweep else FULL)
     again = {row["name"] for row in found}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {given.threads} threads, torch {torch.__version__}",
+        **origin(),
         "settings": demo.SETTINGS,
         "rows": [found[0], *(row for row in older if row["name"] not in again), *found[1:]],
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 from tests import families
 from torch import Tensor
 
@@ -85,9 +85,7 @@ def main() -> None:
                     f"kept moved {moved.value:.4f}   n = {left.n}", flush=True,
                 )  # fmt: skip
     result = {
-        "command": "python -m benchmarks.families.pooled",
-        "commit": git("rev-parse", "HEAD"),
-        "machine": machine(),
+        **origin(),
         "eraser": repr(ERASER),
         "rows": rows,
     }

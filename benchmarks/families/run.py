@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 
 import torch
 from benchmarks.closed_form.clock import apart, reset_peak, resident
-from benchmarks.closed_form.run import git, machine
 from benchmarks.families import shapes
+from benchmarks.origin import git, origin
 
 from efface import anatomy
 from efface.core import Concept
@@ -100,10 +99,8 @@ def main() -> None:
             rows.append(apart(lambda name=name: measured(name)))
             print(table(rows[-1:]), flush=True)
     result = {
-        "command": "python -m benchmarks.families.run " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"),
+        **origin(),
         "uncommitted": git("diff", "--name-only", "HEAD", "--", "../../src/efface", ".").splitlines(),
-        "machine": machine(),
         "load": {"start": begun, "end": os.getloadavg()},
         "rows": rows,
     }

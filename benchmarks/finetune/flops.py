@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
@@ -106,8 +106,7 @@ def main() -> None:
     for r in table:
         print(f"{r['method']:14} {r['published']:10.2f} {r['exact']:8.2f} {r['reuse']:8.2f} {r['factor']:7.1f}")
     result = {
-        "command": "python -m benchmarks.finetune.flops", "commit": git("rev-parse", "HEAD"), "machine": machine(),
-        "units": found, "rows": table,
+        **origin(), "units": found, "rows": table,
     }  # fmt: skip
     HERE.joinpath("results").mkdir(exist_ok=True)
     HERE.joinpath("results", "flops.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
 from benchmarks.erase_picto.run import FULL, _items
+from benchmarks.origin import origin
 
 from efface import catalog, models
 from efface.bench import demo
@@ -66,9 +65,7 @@ def main() -> None:
         )  # fmt: skip
         print(f"{method}: {cpu:.0f} CPU s; {told}", flush=True)
         result = {
-            "command": "python -m benchmarks.finetune.picto " + " ".join(sys.argv[1:]),
-            "commit": git("rev-parse", "HEAD"), "machine": machine(), "settings": demo.SETTINGS,
-            "rows": list(older.values()),
+            **origin(), "settings": demo.SETTINGS, "rows": list(older.values()),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")

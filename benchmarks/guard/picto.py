@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 from training.picto import latent_guard as recipe
 
 from efface.detect import _mapping
@@ -113,8 +113,8 @@ def main() -> None:
     bars = [{"what": f"AUC {k}", "value": found[k]["auc"]["value"], "bar": f">= {bar}",
              "met": found[k]["auc"]["value"] >= bar} for k, bar in BARS]  # fmt: skip
     result = {
-        "command": "python -m benchmarks.guard.picto", "commit": git("rev-parse", "HEAD"), "machine": machine(),
-        "bars": bars, "shipped": found, "growing_list": growing(), "concepts_kept_out_of_training": unseen(),
+        **origin(), "bars": bars, "shipped": found, "growing_list": growing(),
+        "concepts_kept_out_of_training": unseen(),
     }  # fmt: skip
     HERE.joinpath("results").mkdir(exist_ok=True)
     HERE.joinpath("results", "picto.json").write_text(json.dumps(result, indent=1) + "\n")

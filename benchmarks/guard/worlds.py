@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
+from benchmarks.origin import origin
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -189,8 +189,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bars = world_a() + world_b()
     result = {
-        "command": "python -m benchmarks.guard.worlds", "commit": git("rev-parse", "HEAD"), "machine": machine(),
-        "steps": STEPS, "bars": bars,
+        **origin(), "steps": STEPS, "bars": bars,
     }  # fmt: skip
     HERE.joinpath("results").mkdir(exist_ok=True)
     HERE.joinpath("results", "worlds.json").write_text(json.dumps(result, indent=1) + "\n")

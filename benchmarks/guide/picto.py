@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
 from benchmarks.finetune.picto import chosen
 from benchmarks.guide.settings import GUIDANCES, guidance
+from benchmarks.origin import origin
 
 from efface import models
 from efface.bench import demo
@@ -73,9 +72,7 @@ def main() -> None:
             told += f"; LPIPS {far_off:.4f}, CLIP score {fit:.1f} of {fitted:.1f}"
             print(f"{name} {strength}: {told} ({seconds:.0f} CPU s)", flush=True)
             result = {
-                "command": "python -m benchmarks.guide.picto " + " ".join(sys.argv[1:]),
-                "commit": git("rev-parse", "HEAD"), "machine": machine(), "settings": demo.SETTINGS,
-                "rows": [found[key] for key in sorted(found)],
+                **origin(), "settings": demo.SETTINGS, "rows": [found[key] for key in sorted(found)],
             }  # fmt: skip
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(result, indent=1) + "\n")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
 from benchmarks.guide.settings import GUIDANCES, guidance
+from benchmarks.origin import origin
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from tests import tiny
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -136,8 +135,7 @@ def main() -> None:
                        "overhead": share}  # fmt: skip
         print(f"{name:24} {found[name]['rows']:4} rows, {share:.2%} beyond them ({once:.2f} s once)", flush=True)
         result = {
-            "command": "python -m benchmarks.guide.rows " + " ".join(sys.argv[1:]), "commit": git("rev-parse", "HEAD"),
-            "machine": machine(), "steps": STEPS, "timed": TIMED, "rows": list(found.values()),
+            **origin(), "steps": STEPS, "timed": TIMED, "rows": list(found.values()),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")

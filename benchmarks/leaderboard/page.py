@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.closed_form.run import git, machine
 from benchmarks.leaderboard import defenses
+from benchmarks.origin import origin
 
 from efface.bench import plots
 from efface.bench.work import NONE
@@ -65,9 +64,7 @@ def clock(results: Path, makers: Mapping[str, Callable[..., Mapping[str, Target]
             found[about][name] = round(min(spent[1:]) / len(asked), 3)
             print(f"{about}: {name} {found[about][name]} s a picture", flush=True)
     row = {
-        "command": "python -m benchmarks.leaderboard.run " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"),
-        "machine": machine(),
+        **origin(),
         "seconds a picture": found,
     }
     results.joinpath(CLOCK).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")

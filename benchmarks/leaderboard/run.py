@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.closed_form.run import git, machine
 from benchmarks.leaderboard import defenses, page
+from benchmarks.origin import machine, origin
 
 from efface import models
 from efface.bench import suites
@@ -88,8 +87,7 @@ def measure(part: str, about: str, given: argparse.Namespace) -> None:
     found = benchmark.run(work / about / part, maker, costs, engine, resume=True, minutes=given.minutes)
     spent = json.loads((work / about / part / "timing.json").read_text())
     row = {
-        "part": part, "concept": about, "command": "python -m benchmarks.leaderboard.run " + " ".join(sys.argv[1:]),
-        "commit": git("rev-parse", "HEAD"),
+        "part": part, "concept": about, **origin(),
         "machine": {**machine(), "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu"},
         "seconds": round(time.perf_counter() - begun, 1),
         "missing": {

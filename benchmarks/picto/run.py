@@ -6,11 +6,7 @@ Rendered scenes need the art, which is fetched once (training/picto/fetch.py). T
 import argparse
 import json
 import math
-import os
-import platform
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.origin import origin
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from training.picto.__main__ import CACHE, SHIPPED
@@ -213,28 +210,9 @@ def main() -> None:
         verdict = {None: "", True: "held", False: "MISSED"}[row.held]
         print(f"{row.what:<48} {row.value:.3f}{between} n={row.n} {row.bar} {verdict} {row.note}".rstrip())
     RESULTS.mkdir(exist_ok=True)
-    result = {**_provenance(), "settings": {"steps": STEPS, "guidance_scale": GUIDANCE, "threshold": THRESHOLD}}
+    result = {**origin(), "settings": {"steps": STEPS, "guidance_scale": GUIDANCE, "threshold": THRESHOLD}}
     result["rows"] = [asdict(row) for row in rows]
     (RESULTS / "bars.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _provenance() -> dict[str, object]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS.parent
-    )
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "command": " ".join(["python", "-m", "benchmarks.picto.run", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "machine": {
-            "cpu": model.partition(": ")[2] or platform.processor(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        },
-    }
 
 
 if __name__ == "__main__":
