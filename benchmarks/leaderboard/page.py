@@ -169,7 +169,8 @@ picto is a small model of emoji; these numbers say how the methods compare here,
 Settings are the presets named `picto` where a method has one, which were chosen for "cigarette" on other seeds and not
 for the style, and the published ones otherwise. KID compares pictures of the same seeds: untouched ones come out a
 little below 0. Attacks have a minute of two cores for their 20 prompts; larger budgets reach more
-([methods](methods.md#attacks)). Shares have Wilson's 95 % interval in
-brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on two cores of a shared machine:
-a third is noise, and a single figure may be off by a factor of two. Seconds to make are those of one busy core.
+([methods](methods.md#attacks)). Ring-A-Bell's texts are looked for once a concept, on its first defense. Shares have
+Wilson's 95 % interval in brackets, means a bootstrap's. Seconds a picture: the better of two batches of eight on two
+cores of a shared machine: a third is noise, and a single figure may be off by a factor of two. Seconds to make are
+those of one busy core.
 """
