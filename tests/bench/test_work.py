@@ -142,6 +142,11 @@ def test_units_are_planned_by_ids_alone_in_batches_and_attacks_last() -> None:
     assert not [unit for unit in planned(sets, ["none", "grey"], TRIAL, (), ["grey"], 2) if unit.attack]
 
 
+def test_a_set_may_not_go_by_the_name_of_an_attack() -> None:
+    with pytest.raises(BadInput, match='"guess" is a set and an attack of the benchmark: rename the set'):
+        planned({"guess": asked("x", "a")}, ["none", "grey"], TRIAL, asked("a", "a dog"), ["grey"], 2)
+
+
 def test_the_prompts_of_an_attack_are_shared_out() -> None:
     found = planned({}, ["none", "grey"], TRIAL, asked("a", *map(str, range(12))), ["grey"], 2)
     assert [(unit.id, len(unit.requests)) for unit in found if unit.where == "guess"] == [

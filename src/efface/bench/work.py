@@ -183,6 +183,8 @@ def planned(
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         raise BadInput(f"item {twice} stands twice in the benchmark: every request needs an id of its own")
+    if both := sets.keys() & trial.attacks.keys():
+        raise BadInput(f'"{min(both)}" is a set and an attack of the benchmark: rename the set')
     for name in (*defenses, *sets, *trial.attacks, *ids):  # they name files
         if not re.fullmatch(r"[\w.+@ -]+", name):
             raise BadInput(f'"{name}" names files: expected letters, digits, spaces and . + @ - _ alone')
