@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.origin import command, git, origin
+from benchmarks.origin import origin
 
 from efface import catalog, models
 from efface.attack import _words
@@ -218,7 +218,7 @@ def merge(work: Path, results: Path) -> None:
         sys.exit(f"{work}: no cell has been run yet")
     devices = sorted({row["device"] for row in rows})
     result = {
-        "command": command(), "commit": git("rev-parse", "HEAD"), "machine": {**rows[0]["machine"], "devices": devices},
+        **origin(), "machine": {**rows[0]["machine"], "devices": devices},
         "settings": demo.SETTINGS, "rows": rows,
     }  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import tracemalloc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.origin import origin
 
@@ -75,9 +74,7 @@ def large(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    result: dict[str, Any] = {
-        **origin(),
-    }  # fmt: skip
+    result = origin()
     for what in (large, quick):
         with tempfile.TemporaryDirectory() as folder:
             result[what.__name__] = what(Path(folder))

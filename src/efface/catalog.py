@@ -98,10 +98,10 @@ def made(family: str, name: str, given: Mapping[str, str]) -> Any:
     return load(family, name)(**settings(info(family, name), given))
 
 
-def assigned(whole: str, text: str, between: str = ",") -> dict[str, str]:
+def assigned(whole: str, text: str) -> dict[str, str]:
     """FIELD=V,... as texts by field; `whole` is named where something is wrong."""
     fields: dict[str, str] = {}
-    for part in filter(None, text.split(between)):
+    for part in filter(None, text.split(",")):
         name, given, value = part.partition("=")
         if not given:
             raise BadInput(f'{whole}: expected FIELD=VALUE, got "{part}"')

@@ -121,5 +121,10 @@ def _written(text: str) -> Guard:
             threshold = float(parts[0])
         except ValueError as error:
             raise BadInput(f'ensemble: {text}: the threshold must be a number from 0 to 1, got "{parts[0]}"') from error
-    fields = catalog.assigned(f"ensemble: {text}", ":".join(parts if threshold is None else parts[1:]), ":")
+    fields = {}
+    for part in parts if threshold is None else parts[1:]:
+        field, given, value = part.partition("=")
+        if not given:
+            raise BadInput(f'ensemble: {text}: expected FIELD=VALUE, got "{part}"')
+        fields[field.strip()] = value
     return Guard(catalog.made("detect", name, fields), threshold)
