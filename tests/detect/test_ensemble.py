@@ -108,7 +108,7 @@ def test_members_with_and_without_a_threshold_and_one_for_the_whole() -> None:
 @pytest.mark.parametrize(("members", "said"), [
     ("blocklist:high", 'must be a number from 0 to 1, got "high"'), ("blocklist:0.5:phrases", "expected FIELD=VALUE"),
     ("clip_zero_shot", "no fitted threshold"), ("blocklist;classifier", "all read prompts or all read pictures"),
-    ("blocklist:20", "did you mean 0.2"),
+    ("blocklist:20", "did you mean 0.2"), ("blocklist:0.5:", 'expected FIELD=VALUE, got ""'),
 ])  # fmt: skip
 def test_a_member_written_wrongly_is_one_clear_line(members: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
